@@ -1,0 +1,164 @@
+"""Dask Arrays (or NumPy) as training data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+from numpy.typing import NDArray
+
+from dasktrain.data.block import Array, Block
+from dasktrain.data.source import Encoding, Input, Schema, Survey
+from dasktrain.data.table import PANDAS_PARTITIONS
+from dasktrain.data.target import Numbers, Target, fit_labels, is_float, survey_target
+from dasktrain.errors import DataError, known_keywords
+from dasktrain.shipping import pack, run_packed
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Rows of a block that are not finite, and its largest integer."""
+
+    unusable: int
+    top: int
+
+
+@dataclass(frozen=True)
+class ArrayEncoding:
+    """How rows of an array become ``model(X)``: floats and booleans as float32, integers as int64."""
+
+    shape: tuple[int, ...]
+    bound: int | None  # exclusive upper bound of integers
+    target: Target
+
+    @property
+    def schema(self) -> Schema:
+        """What a model must fit."""
+        bounds = None if self.bound is None else (self.bound,)
+        return Schema((Input(self.shape, bounds),), self.target.num_outputs)
+
+    def inputs(self, partition: Array) -> tuple[Array, ...]:
+        """Encode one block of rows."""
+        partition = np.asarray(partition)
+        if partition.shape[1:] != self.shape:
+            raise DataError(f"Rows must have shape {self.shape}, however they have shape {partition.shape[1:]}")
+        return (np.ascontiguousarray(partition, dtype=np.float32 if self.bound is None else np.int64),)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"source": "arrays", **asdict(self), "target_kind": type(self.target).__name__}
+
+
+class Arrays:
+    """An array of rows and an array of their targets.
+
+    Parameters
+    ----------
+    X
+        (rows, ...) Dask or NumPy array; chunk sizes may be unknown. Chunks along other axes are joined.
+        Not standardised.
+    y
+        (rows,) labels or numbers, or (rows, targets) numbers. Its blocks must match X's where sizes are unknown.
+    weight
+        (rows,) sample weights, finite and >= 0.
+    classes
+        Whether y is a class label. None: unless it is floating point or has several columns.
+    """
+
+    @known_keywords
+    def __init__(self, X: Any, y: Any, weight: Any = None, classes: bool | None = None) -> None:
+        self.X = as_features(X)
+        if self.X.dtype.kind not in "fiub":
+            raise DataError(f"X must be numeric, however its dtype is {self.X.dtype}; use dt.Table for columns")
+        self.y = _like(y, self.X, "y")
+        self.weight = None if weight is None else _like(weight, self.X, "weight")
+        self.classes = classes if classes is not None else self.y.ndim == 1 and not is_float(self.y.dtype)
+        if self.classes and self.y.ndim != 1:
+            raise DataError(f"Class labels must be (rows,), however y has {self.y.ndim} dimensions; pass classes=False")
+
+    def __repr__(self) -> str:
+        return f"Arrays(X={self.X}, y={self.y})"
+
+    def survey(self) -> list[Delayed]:
+        """Return one task per block of rows whose result is its Survey."""
+        return self._map(_survey, self.classes)
+
+    def fit(self, surveys: Sequence[Survey]) -> ArrayEncoding:
+        """Fit an encoding to the surveys of all blocks, in their order."""
+        extents: list[Extent] = [survey.columns["X"] for survey in surveys]
+        unusable = sum(extent.unusable for extent in extents)
+        if unusable:
+            raise DataError(f"X must be finite, however {unusable} rows hold NaN or infinity; fill or drop them")
+        bound = max(extent.top for extent in extents) + 1 if self.X.dtype.kind in "iu" else None
+        targets = 1 if self.y.ndim == 1 else math.prod(self.y.shape[1:])
+        target: Target = Numbers(tuple(f"y{place}" for place in range(targets)), flat=self.y.ndim == 1)
+        if self.classes:
+            target = fit_labels("y", [survey.target for survey in surveys], str(self.y.dtype))
+        return ArrayEncoding(tuple(int(size) for size in self.X.shape[1:]), bound, target)
+
+    def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
+        """Return one task per block of rows whose result is its Block."""
+        return self._map(_convert, encoding, by_class)
+
+    def _map(self, function: Any, *bound: Any) -> list[Delayed]:
+        payload = pack(function, *bound)
+        parts = [self.X, self.y] if self.weight is None else [self.X, self.y, self.weight]
+        columns = [part.to_delayed().ravel() for part in parts]
+        run = dask.delayed(run_packed, name=f"dasktrain-{function.__name__}", pure=True)
+        return [run(payload, *pieces) for pieces in zip(*columns, strict=True)]
+
+
+def as_features(array: Any) -> da.Array:
+    """Return an array as blocks of whole rows, (rows, 1) if it was (rows,)."""
+    blocks = as_blocks(array)
+    return blocks[:, None] if blocks.ndim == 1 else blocks
+
+
+def as_blocks(array: Any) -> da.Array:
+    """Return an array as blocks of whole rows."""
+    if not isinstance(array, da.Array):
+        array = np.asarray(array)
+        if array.ndim == 0:
+            raise DataError("Arrays must have rows, however a scalar was given")
+        rows = max(1, -(-len(array) // PANDAS_PARTITIONS))
+        array = da.from_array(array, chunks=(rows, *array.shape[1:]))
+    return array.rechunk(dict.fromkeys(range(1, array.ndim), -1)) if array.ndim > 1 else array
+
+
+def _like(array: Any, rows: da.Array, name: str) -> da.Array:
+    """Give `array` the row blocks of `rows`."""
+    array = as_blocks(array)
+    known = not any(math.isnan(size) for size in (*array.chunks[0], *rows.chunks[0]))
+    if known and array.shape[0] != rows.shape[0]:
+        raise DataError(f"{name} must have a row for each of X's {rows.shape[0]}, however it has {array.shape[0]}")
+    if known:
+        return array.rechunk({0: rows.chunks[0]})
+    if array.numblocks[0] != rows.numblocks[0]:
+        raise DataError(
+            f"{name} must have X's {rows.numblocks[0]} blocks where sizes are unknown, however it has "
+            f"{array.numblocks[0]}; call compute_chunk_sizes() on both"
+        )
+    return array
+
+
+def _survey(classes: bool, X: Array, y: Array, weight: NDArray[np.float64] | None = None) -> Survey:
+    if not len(X) == len(y) == len(y if weight is None else weight):
+        raise DataError(f"X and y must have the same rows in each block, however they have {len(X)} and {len(y)}")
+    bad = 0 if X.dtype.kind != "f" else int((~np.isfinite(X.reshape(len(X), -1))).any(axis=1).sum())
+    top = int(X.max(initial=0)) if X.dtype.kind in "iu" else 0
+    weights = np.empty(0) if weight is None else np.asarray(weight, dtype=np.float64)
+    unusable = int((~(weights >= 0) | np.isinf(weights)).sum())
+    return Survey(len(X), survey_target(y, classes), unusable, {"X": Extent(bad, top)})
+
+
+def _convert(
+    encoding: ArrayEncoding, by_class: bool, X: Array, y: Array, weight: NDArray[np.float64] | None = None
+) -> Block:
+    target = encoding.target.encode(y)
+    order = np.argsort(target, kind="stable") if by_class else slice(None)
+    weights = None if weight is None else np.asarray(weight, dtype=np.float64)[order]
+    return Block(encoding.inputs(np.asarray(X)[order]), target[order], weights)

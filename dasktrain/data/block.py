@@ -1,0 +1,76 @@
+"""A partition as arrays, and a batch as tensors gathered from several of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dasktrain.plan import Rows
+from dasktrain.vector import as_tensor
+
+Array = NDArray[np.generic]
+
+
+class Block(NamedTuple):
+    """One converted partition; every array has its rows along the first axis.
+
+    A plain tuple of NumPy arrays, so that Dask can size, move and spill it.
+    """
+
+    inputs: tuple[Array, ...]
+    target: Array | None = None
+    weight: Array | None = None  # (rows,), float64
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the partition."""
+        return len(self.inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the module and the loss see at once.
+
+    Integers arrive as int64 and floats as float32, whatever the block holds to save memory.
+    """
+
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+    weight: Tensor | None
+
+
+#: partition number -> its block; a lease brings one that reads from its worker's memory
+ReadBlock = Callable[[int], Block]
+
+
+def gather(read: ReadBlock, rows: Rows) -> Batch:
+    """Read `rows`, in their order, by whole-column gathers from each partition they touch."""
+    partitions = np.unique(rows.partition)
+    places = [np.flatnonzero(rows.partition == partition) for partition in partitions]
+    blocks = [read(int(partition)) for partition in partitions]
+    chosen = [torch.from_numpy(rows.row[place]) for place in places]
+    order = None if len(places) == 1 else torch.from_numpy(np.argsort(np.concatenate(places)))
+
+    def column(arrays: list[Array]) -> Tensor:
+        pieces = [as_tensor(array).index_select(0, index) for array, index in zip(arrays, chosen, strict=True)]
+        return _widen(pieces[0] if order is None else torch.cat(pieces).index_select(0, order))
+
+    weights = [block.weight for block in blocks if block.weight is not None]
+    return Batch(
+        inputs=tuple(column(list(arrays)) for arrays in zip(*(block.inputs for block in blocks), strict=True)),
+        target=column([block.target for block in blocks if block.target is not None]),
+        weight=column(list(weights)) if weights else None,
+    )
+
+
+def tensors(inputs: tuple[Array, ...]) -> tuple[Tensor, ...]:
+    """Return inputs as the module sees them."""
+    return tuple(_widen(as_tensor(array)) for array in inputs)
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.long() if tensor.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else tensor

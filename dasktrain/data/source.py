@@ -1,0 +1,137 @@
+"""What every source of data does: survey its partitions once, fit, then convert them where they lie."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from dask.delayed import Delayed
+from numpy.typing import NDArray
+
+from dasktrain.data.block import Array
+from dasktrain.data.target import Labels, Target, TargetSurvey
+from dasktrain.errors import DataError, PlanError
+from dasktrain.plan import rows_only
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor the module is called with.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of one row.
+    bounds : tuple of int or None
+        None for float32. For int64: exclusive upper bound of each element along the last axis, or one for all.
+    """
+
+    shape: tuple[int, ...]
+    bounds: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a model must fit; a callable ``model(schema)`` is given it.
+
+    Attributes
+    ----------
+    inputs : tuple of Input
+        What the module is called with, in order.
+    feature_names : tuple of str
+        Columns of the numeric input, missing-value indicators last.
+    cardinalities : tuple of int
+        For each categorical column, the rows its embedding needs.
+    num_outputs : int
+        Classes, or target columns.
+    """
+
+    inputs: tuple[Input, ...]
+    num_outputs: int
+    feature_names: tuple[str, ...] = ()
+    cardinalities: tuple[int, ...] = ()
+
+    @property
+    def num_features(self) -> int:
+        """Width of a row of the first float input."""
+        return next((int(np.prod(part.shape)) for part in self.inputs if part.bounds is None), 0)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one look at a partition found."""
+
+    rows: int
+    target: TargetSurvey
+    unusable_weights: int
+    columns: Mapping[str, Any] = field(default_factory=dict)  # what the source itself wants to know
+
+
+class Encoding(Protocol):
+    """How rows become inputs and outputs become predictions; travels with the trained model."""
+
+    @property
+    def target(self) -> Target:
+        """What is predicted."""
+
+    @property
+    def schema(self) -> Schema:
+        """What a model must fit."""
+
+    def inputs(self, partition: Any) -> tuple[Array, ...]:
+        """Return the module's inputs for one partition."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values from which `encoding_from_json` makes an equal encoding."""
+
+
+class Source(Protocol):
+    """Rows with targets, in Dask partitions."""
+
+    def survey(self) -> list[Delayed]:
+        """Return one task per partition whose result is its Survey."""
+
+    def fit(self, surveys: Sequence[Survey]) -> Encoding:
+        """Fit an encoding to the surveys of all partitions, in their order."""
+
+    def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
+        """Return one task per partition whose result is its Block, rows sorted by class if asked for."""
+
+
+def check_surveys(surveys: Sequence[Survey], name: str, target: Target | None = None) -> None:
+    """Refuse a data set without rows, with targets or weights that cannot be used, or with unknown labels.
+
+    Raises
+    ------
+    DataError
+        Names the partition and how many of its rows are to blame.
+    """
+    if not any(survey.rows for survey in surveys):
+        raise DataError(f"The {name} data must have rows, however all {len(surveys)} partitions are empty")
+    for number, survey in enumerate(surveys):
+        where = f"partition {number} of the {name} data"
+        if survey.target.unusable:
+            raise DataError(
+                f"Every target must be present and finite, however {survey.target.unusable} of {survey.rows} "
+                f"in {where} are missing or infinite; drop those rows"
+            )
+        if survey.unusable_weights:
+            raise DataError(
+                f"Every weight must be finite and not negative, however {survey.unusable_weights} of "
+                f"{survey.rows} in {where} are; drop those rows"
+            )
+        if target is not None:
+            target.check(survey.target, where)
+
+
+def strata(surveys: Sequence[Survey], target: Target | None) -> NDArray[np.int64]:
+    """Return rows of each of the target's classes in each partition, (partitions, classes); None: one class."""
+    if target is None:
+        return rows_only([survey.rows for survey in surveys])
+    if not isinstance(target, Labels):
+        raise PlanError(
+            'partition="stratified" must have class labels to balance, however the target is numeric; '
+            'use "block" or "random"'
+        )
+    counts = [survey.target.labels or {} for survey in surveys]
+    return np.array([[rows.get(label, 0) for label in target.values] for rows in counts])

@@ -1,0 +1,262 @@
+"""A Dask DataFrame (or pandas) as training data."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+from dask.delayed import Delayed
+
+from dasktrain.data.block import Array, Block
+from dasktrain.data.encoders import (
+    Categorical,
+    Moments,
+    Numeric,
+    Values,
+    floats,
+    is_categorical,
+    is_numeric,
+)
+from dasktrain.data.source import Encoding, Input, Schema, Survey
+from dasktrain.data.target import Numbers, Target, fit_labels, is_float, survey_target
+from dasktrain.errors import DataError, known_keywords, nearest
+from dasktrain.shipping import pack, run_packed
+
+#: pandas input is cut into this many partitions, on any cluster: results depend on the partitioning
+PANDAS_PARTITIONS = 8
+
+
+@dataclass(frozen=True)
+class TableEncoding:
+    """How a table's columns become ``model(numeric, categorical)``; an input without columns is left out.
+
+    numeric is (rows, features) float32: the numeric columns in order, then missing-value indicators.
+    categorical is (rows, columns) int64.
+    """
+
+    numeric: tuple[Numeric, ...]
+    categorical: tuple[Categorical, ...]
+    target: Target
+
+    @property
+    def schema(self) -> Schema:
+        """What a model must fit."""
+        names = [column.name for column in self.numeric]
+        names += [f"{column.name} is missing" for column in self.numeric if column.indicator]
+        cardinalities = tuple(column.cardinality for column in self.categorical)
+        inputs = [Input((len(names),))] if names else []
+        inputs += [Input((len(cardinalities),), cardinalities)] if cardinalities else []
+        return Schema(tuple(inputs), self.target.num_outputs, tuple(names), cardinalities)
+
+    def inputs(self, partition: pd.DataFrame) -> tuple[Array, ...]:
+        """Encode one partition."""
+        for name in [each.name for each in self.numeric] + [each.name for each in self.categorical]:
+            if name not in partition:
+                raise DataError(
+                    f"The table must have the columns the model was trained on, however {name!r} is "
+                    f"not among {list(partition.columns)}"
+                )
+        inputs: list[Array] = []
+        rows = len(partition)
+        if self.numeric:
+            width = len(self.numeric) + sum(column.indicator for column in self.numeric)
+            encoded = np.empty((rows, width), dtype=np.float32)
+            indicators = iter(range(len(self.numeric), width))
+            for place, column in enumerate(self.numeric):
+                encoded[:, place], missing = column.encode(floats(partition[column.name]))
+                if column.indicator:
+                    encoded[:, next(indicators)] = missing
+            inputs.append(encoded)
+        if self.categorical:
+            codes = [column.encode(partition[column.name]) for column in self.categorical]
+            inputs.append(np.stack(codes, axis=1))
+        return tuple(inputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"source": "table", **asdict(self), "target_kind": type(self.target).__name__}
+
+
+class Table:
+    """A DataFrame with one or several target columns.
+
+    Parameters
+    ----------
+    frame
+        Dask DataFrame, or pandas (cut into 8 partitions). Read twice: once for statistics, once to convert.
+        Persist it first if reading is dear.
+    target
+        Column to predict, or a list of numeric columns to predict together.
+    numeric, categorical
+        Columns to use as each; others are left out. None: all that their dtype makes so, and are not
+        named otherwise. :mod:`dasktrain.data.encoders` lists what becomes of each dtype.
+    weight
+        Column of sample weights, finite and >= 0. Not a feature.
+    classes
+        Whether the target is a class label. None: unless it is floating point.
+
+    Raises
+    ------
+    DataError
+        A column is missing or of a dtype that has no encoding.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> Table(pd.DataFrame({"x": [1.0, 2.0], "colour": ["red", "blue"], "y": [0, 1]}), target="y")
+    Table(target='y', numeric=['x'], categorical=['colour'])
+    """
+
+    @known_keywords
+    def __init__(
+        self,
+        frame: Any,
+        target: str | Sequence[str],
+        numeric: Sequence[str] | None = None,
+        categorical: Sequence[str] | None = None,
+        weight: str | None = None,
+        classes: bool | None = None,
+    ) -> None:
+        if isinstance(frame, pd.DataFrame):
+            frame = dd.from_pandas(frame, npartitions=PANDAS_PARTITIONS, sort=False)
+        if not isinstance(frame, dd.DataFrame):
+            raise DataError(f"A Table must be made from a Dask or pandas DataFrame, however it is {type(frame)}")
+        self.frame = frame
+        self.target = target if isinstance(target, str) else list(target)
+        self.weight = weight
+        self._targets = [target] if isinstance(target, str) else list(target)
+        self._require(*self._targets, *([weight] if weight else []), *(numeric or ()), *(categorical or ()))
+        self.numeric = self._columns(numeric, is_numeric, categorical)
+        self.categorical = self._columns(categorical, is_categorical, numeric)
+        if numeric is None and categorical is None:
+            self._refuse_unsupported()
+        self._check_numeric(*self.numeric, *([weight] if weight else []))
+        if not self.numeric and not self.categorical:
+            raise DataError("A Table must have feature columns, however only target and weight are left")
+        dtypes = [frame.dtypes[name] for name in self._targets]
+        self.classes = classes if classes is not None else len(dtypes) == 1 and not is_float(dtypes[0])
+        if not self.classes:
+            self._check_numeric(*self._targets)
+        elif len(dtypes) > 1:
+            raise DataError("Class labels must be one column, however the target is several; pass classes=False")
+
+    def __repr__(self) -> str:
+        return f"Table(target={self.target!r}, numeric={self.numeric}, categorical={self.categorical})"
+
+    def _require(self, *names: str) -> None:
+        columns = [str(column) for column in self.frame.columns]
+        for name in names:
+            if name not in columns:
+                raise DataError(
+                    f"Every named column must be in the table, however {name!r} is not; {nearest(name, columns)}"
+                )
+
+    def _columns(self, given: Sequence[str] | None, fits: Any, other: Sequence[str] | None) -> list[str]:
+        taken = {*self._targets, self.weight, *(other or ())}
+        if given is not None:
+            for name in given:
+                if name in taken:
+                    raise DataError(f"A column must have one role, however {name!r} was given two")
+            return list(given)
+        return [name for name, dtype in self.frame.dtypes.items() if name not in taken and fits(dtype)]
+
+    def _refuse_unsupported(self) -> None:
+        used = {*self._targets, self.weight, *self.numeric, *self.categorical}
+        for name, dtype in self.frame.dtypes.items():
+            if name not in used:
+                raise DataError(
+                    f"Every column must have an encoding, however column {name!r} has dtype {dtype}; convert it "
+                    "to numbers or strings, or name the columns to use with numeric= and categorical="
+                )
+
+    def _check_numeric(self, *names: str) -> None:
+        for name in names:
+            if not is_numeric(self.frame.dtypes[name]):
+                raise DataError(
+                    f"Column {name!r} must be numeric here, however its dtype is {self.frame.dtypes[name]}; "
+                    "convert it or use it as categorical or as a class label"
+                )
+
+    # -- the Source protocol ------------------------------------------------------------------------------
+
+    def survey(self) -> list[Delayed]:
+        """Return one task per partition whose result is its Survey."""
+        target = self._targets[0] if self.classes or isinstance(self.target, str) else self._targets
+        return self._map(_survey, tuple(self.numeric), tuple(self.categorical), target, self.classes, self.weight)
+
+    def fit(self, surveys: Sequence[Survey]) -> TableEncoding:
+        """Fit an encoding to the surveys of all partitions, in their order."""
+        columns: dict[str, Any] = {
+            name: reduce(add, (survey.columns[name] for survey in surveys))
+            for name in (*self.numeric, *self.categorical)
+        }
+        target: Target = Numbers(tuple(self._targets), flat=isinstance(self.target, str))
+        if self.classes:
+            name = self._targets[0]
+            target = fit_labels(name, [survey.target for survey in surveys], str(self.frame.dtypes[name]))
+        return TableEncoding(
+            tuple(Numeric.fit(name, columns[name]) for name in self.numeric),
+            tuple(Categorical.fit(name, columns[name]) for name in self.categorical),
+            target,
+        )
+
+    def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
+        """Return one task per partition whose result is its Block."""
+        target = (
+            self._targets if isinstance(encoding.target, Numbers) and not encoding.target.flat else self._targets[0]
+        )
+        return self._map(_convert, encoding, target, self.weight, by_class)
+
+    def _map(self, function: Any, *bound: Any) -> list[Delayed]:
+        names = [*self._targets, *self.numeric, *self.categorical, *([self.weight] if self.weight else [])]
+        # Two selections of one Parquet file may be repartitioned differently, and a persisted selection is
+        # broken, while this stage of the optimiser is on (dask#12193, dask#12488).
+        with dask.config.set({"optimization.tune.active": False}):
+            mapped = dd.map_partitions(
+                run_packed,
+                pack(function, *bound),
+                self.frame[list(dict.fromkeys(names))],
+                meta=pd.Series(dtype=object),
+                enforce_metadata=False,
+            )
+            delayed: list[Delayed] = mapped.to_delayed()
+        return delayed
+
+
+def _survey(
+    numeric: tuple[str, ...],
+    categorical: tuple[str, ...],
+    target: Any,
+    classes: bool,
+    weight: str | None,
+    frame: pd.DataFrame,
+) -> Survey:
+    columns: dict[str, Moments | Values] = {name: Moments.of(floats(frame[name])) for name in numeric}
+    for name in categorical:
+        try:
+            columns[name] = Values.of(frame[name])
+        except TypeError as error:
+            raise DataError(
+                f"Column {name!r} (dtype {frame[name].dtype}) must hold strings or other plain values, "
+                f"however {error}; convert it or leave it out with categorical="
+            ) from error
+    weights = floats(frame[weight]) if weight else np.empty(0)
+    return Survey(
+        len(frame),
+        survey_target(frame[target], classes),
+        int((~(weights >= 0) | np.isinf(weights)).sum()),
+        columns,
+    )
+
+
+def _convert(encoding: TableEncoding, target: Any, weight: str | None, by_class: bool, frame: pd.DataFrame) -> Block:
+    encoded = encoding.target.encode(frame[target])
+    if by_class:
+        order = np.argsort(encoded, kind="stable")
+        frame, encoded = frame.iloc[order], encoded[order]
+    return Block(encoding.inputs(frame), encoded, floats(frame[weight]) if weight else None)

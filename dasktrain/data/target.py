@@ -1,0 +1,146 @@
+"""What a model is to predict: class labels of any type, or numbers."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dasktrain.data.encoders import MOST_CATEGORIES, floats, ordered, plain, positions
+from dasktrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class TargetSurvey:
+    """One partition's targets: rows per label (None for numbers), and rows that cannot be used."""
+
+    labels: dict[Hashable, int] | None
+    unusable: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class labels as 0..classes-1 in sorted order, and back.
+
+    Attributes
+    ----------
+    name : str
+        Name of the predicted column.
+    values : tuple
+        The labels as plain Python values.
+    dtype : str
+        pandas or NumPy dtype the labels had, and get back.
+    """
+
+    name: str
+    values: tuple[Hashable, ...]
+    dtype: str
+
+    @property
+    def num_outputs(self) -> int:
+        """Classes."""
+        return len(self.values)
+
+    def encode(self, column: Any) -> NDArray[np.int32]:
+        """Return (rows,) class numbers."""
+        codes = positions(self.values, pd.Series(column))
+        if (codes < 0).any():
+            unseen = pd.Series(column)[codes < 0].iloc[0]
+            raise DataError(self._unseen(unseen))
+        return codes.astype(np.int32)
+
+    def check(self, survey: TargetSurvey, where: str) -> None:
+        """Refuse labels that training did not have."""
+        for value in ordered(set(survey.labels or {}) - set(self.values)):
+            raise DataError(f"{self._unseen(value)} (in {where})")
+
+    def _unseen(self, value: Any) -> str:
+        known = ", ".join(map(repr, self.values[:10])) + (", …" if len(self.values) > 10 else "")
+        return (
+            f"Every label of {self.name!r} must occur in the training data ({known}), "
+            f"however {plain([value])[0]!r} does not; add such rows to it or drop them here"
+        )
+
+    def decode(self, output: NDArray[Any]) -> Any:
+        """Turn module outputs into labels: the largest of (rows, classes), or the sign of one logit."""
+        if output.ndim > 1 and output.shape[1] > 1:
+            codes = output.argmax(axis=1)
+        else:
+            codes = (output.reshape(len(output)) > 0).astype(np.int64)
+        if self.dtype == "category":
+            return pd.Categorical.from_codes(codes, categories=pd.Index(list(self.values)))
+        return pd.array(list(self.values), dtype=cast(Any, self.dtype)).take(codes)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One or several numeric targets, as they are.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Names of the predicted columns.
+    flat : bool
+        Whether the target is (rows,) and not (rows, columns).
+    """
+
+    names: tuple[str, ...]
+    flat: bool = True
+
+    @property
+    def num_outputs(self) -> int:
+        """Target columns."""
+        return len(self.names)
+
+    def encode(self, columns: Any) -> NDArray[np.float32]:
+        """Return (rows,) or (rows, columns) float32."""
+        return numbers(columns).astype(np.float32)
+
+    def check(self, survey: TargetSurvey, where: str) -> None:
+        """Numbers of any size are known."""
+
+    def decode(self, output: NDArray[Any]) -> Any:
+        """Return module outputs, (rows,) if there is one target."""
+        return output.reshape(len(output)) if self.flat else output
+
+
+Target = Labels | Numbers
+
+
+def numbers(columns: Any) -> NDArray[np.float64]:
+    """Return a Series as (rows,), a DataFrame as (rows, columns), an array as it is, in float64."""
+    if isinstance(columns, pd.DataFrame):
+        return np.stack([floats(columns[name]) for name in columns], axis=1)
+    return floats(columns) if isinstance(columns, pd.Series) else np.asarray(columns, dtype=np.float64)
+
+
+def survey_target(columns: Any, as_labels: bool) -> TargetSurvey:
+    """Look at one partition's targets."""
+    if not as_labels:
+        values = numbers(columns)
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        return TargetSurvey(None, int(bad.sum()))
+    column = pd.Series(columns)
+    counts = column.value_counts(sort=False)
+    counts = counts[counts > 0]
+    labels = dict(zip(plain(counts.index), counts.tolist(), strict=True))
+    infinite = sum(n for label, n in labels.items() if label in (float("inf"), float("-inf")))
+    return TargetSurvey(labels, int(column.isna().sum()) + infinite)
+
+
+def fit_labels(name: str, surveys: Sequence[TargetSurvey], dtype: str) -> Labels:
+    """Collect the labels of all partitions."""
+    values: set[Hashable] = set().union(*(survey.labels or {} for survey in surveys))
+    if len(values) > MOST_CATEGORIES:
+        raise DataError(
+            f"Target {name!r} must have at most {MOST_CATEGORIES} labels, however it has {len(values)}; "
+            "pass classes=False if it is a number to predict"
+        )
+    return Labels(name, tuple(ordered(values)), dtype)
+
+
+def is_float(dtype: Any) -> bool:
+    """Tell whether targets of `dtype` are numbers unless said otherwise."""
+    return bool(pd.api.types.is_float_dtype(dtype))

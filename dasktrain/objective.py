@@ -1,0 +1,140 @@
+"""Losses and metrics as (sum, weight) over rows, so that any cut of the rows adds up to the same mean."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dasktrain.errors import ModelError
+
+#: what a loss or a metric may return: a mean over the rows, one value a row, or (sum, weight)
+Returned = Tensor | float | tuple[Tensor | float, Tensor | float]
+Measure = Callable[[Tensor, Tensor], Returned]
+
+#: torch losses whose target is a class number and not of the output's shape
+_BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+
+
+class Objective:
+    """A loss as sums.
+
+    Parameters
+    ----------
+    loss
+        ``loss(output, target)`` returning one of
+
+        - a mean over the rows (a scalar): the shard's sum is mean x rows. Exact if every row counts the same;
+        - one value a row, (rows,), or (rows, ...) of which each row's mean is taken;
+        - (sum, weight): for losses with a denominator of their own (tokens, pixels, ...).
+
+        A torch loss with ``reduction="mean"`` is taken per row, so that sample weights work, and its own
+        denominator is kept: class weights and ``ignore_index`` of CrossEntropyLoss and NLLLoss count
+        as torch counts them, over the whole global batch.
+
+    Notes
+    -----
+    With weights w the loss of a round is sum(w * value) / sum(w). For torch losses that compare output
+    and target element by element the target is given the output's dtype, and (rows, 1) its shape.
+    """
+
+    def __init__(self, loss: Measure) -> None:
+        self._loss = loss
+        self._builtin = isinstance(loss, nn.modules.loss._Loss)
+        if isinstance(loss, nn.modules.loss._Loss):
+            if loss.reduction == "sum":
+                raise ModelError(
+                    f"A loss must say what it is a mean of, however {loss} sums; use reduction='mean' or "
+                    "return (sum, weight)"
+                )
+            self._loss = copy.deepcopy(loss)
+            self._loss.reduction = "none"
+
+    def __call__(self, output: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the differentiable sum of the losses of all rows, and the sum of their weights (float64)."""
+        rows = len(target)
+        if self._builtin:
+            target = self._aligned(output, target)
+        returned = self._loss(output, target)
+        if isinstance(returned, tuple):
+            self._refuse_weights(weight, "a (sum, weight) pair")
+            total, denominator = returned
+            return torch.as_tensor(total), torch.as_tensor(denominator, dtype=torch.float64)
+        if not isinstance(returned, Tensor):
+            raise ModelError(f"A loss must return a tensor or (sum, weight), however it returned {type(returned)}")
+        if returned.ndim == 0:
+            self._refuse_weights(weight, "a mean")
+            return returned * rows, torch.tensor(float(rows), dtype=torch.float64)
+        if len(returned) != rows:
+            raise ModelError(f"A loss must return a value a row, however it returned {len(returned)} for {rows}")
+        if isinstance(self._loss, nn.CrossEntropyLoss | nn.NLLLoss) and not target.is_floating_point():
+            return _summed(returned, self._class_shares(target), weight)
+        return _summed(returned, None, weight)
+
+    def _class_shares(self, target: Tensor) -> Tensor:
+        """Return each target's part of torch's denominator: its class weight, or 0 if it is ignored."""
+        assert isinstance(self._loss, nn.CrossEntropyLoss | nn.NLLLoss)
+        counted = target != self._loss.ignore_index
+        if self._loss.weight is None:
+            return counted
+        return self._loss.weight.double()[target.where(counted, 0)] * counted
+
+    def _aligned(self, output: Tensor, target: Tensor) -> Tensor:
+        if isinstance(self._loss, _BY_CLASS):
+            return target
+        if output.shape == (len(target), 1) and target.ndim == 1:
+            target = target[:, None]
+        if output.shape != target.shape:
+            raise ModelError(
+                f"{type(self._loss).__name__} must compare equal shapes, however the model's output is "
+                f"{tuple(output.shape)} and the target {tuple(target.shape)}"
+            )
+        return target.to(output.dtype)
+
+    def _refuse_weights(self, weight: Tensor | None, what: str) -> None:
+        if weight is not None:
+            raise ModelError(
+                f"With sample weights a loss must return one value a row, however it returned {what}; "
+                "use reduction='none' or a torch loss module"
+            )
+
+
+def measure(metric: Measure, output: Tensor, target: Tensor) -> tuple[float, float]:
+    """Return a metric's (sum, weight) over the rows; a scalar counts as a mean over them.
+
+    Sample weights do not enter metrics.
+    """
+    returned: Any = metric(output, target)
+    if isinstance(returned, tuple):
+        total, weight = returned
+        return float(total), float(weight)
+    rows, values = len(target), torch.as_tensor(returned, dtype=torch.float64)
+    return float(values.mean()) * rows if values.ndim == 0 else float(_per_row(values).sum()), float(rows)
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Tell for each row whether the predicted class is the target's, (rows,).
+
+    The largest of (rows, classes), or the sign of one logit, (rows,) or (rows, 1).
+    """
+    if output.ndim > 1 and output.shape[1] > 1:
+        return output.argmax(dim=1) == target
+    return (output.reshape(target.shape) > 0) == (target > 0.5)
+
+
+def _summed(values: Tensor, shares: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum (rows, ...) values; `shares` (rows, ...) is the denominator, None for one a row."""
+    if shares is None:
+        rows = _per_row(values)
+        denominator = torch.ones(len(rows), dtype=torch.float64)
+    else:
+        rows, denominator = values.flatten(1).sum(1) if values.ndim > 1 else values, shares.double()
+        denominator = denominator.flatten(1).sum(1) if denominator.ndim > 1 else denominator
+    if weight is None:
+        return rows.sum(), denominator.sum()
+    return (rows * weight.to(rows.dtype)).sum(), (denominator * weight).sum()
+
+
+def _per_row(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1) if values.ndim > 1 else values

@@ -1,0 +1,264 @@
+"""Watching a run: the history, and observers that read it and may ask to stop. All on the client."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any, Literal
+
+import pandas as pd
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from dasktrain.errors import BadInput, nearest
+from dasktrain.state import Snapshot, TrainState
+
+Record = dict[str, Any]
+
+
+class History(list[Record]):
+    """One dict per epoch, in order; ``rounds`` holds one per round.
+
+    Epochs have ``epoch``, ``rounds``, ``rows``, ``loss`` and each metric (over the epoch's training rows, as
+    they were seen), ``valid_loss`` and ``valid_<metric>`` if there is validation data, ``learning_rate``,
+    ``seconds`` and ``rows_per_second``. Rounds have the same for one round, and ``round``.
+    """
+
+    def __init__(self, epochs: Sequence[Record] = (), rounds: Sequence[Record] = ()) -> None:
+        super().__init__(epochs)
+        self.rounds: list[Record] = list(rounds)
+
+    def to_frame(self, of: Literal["epochs", "rounds"] = "epochs") -> pd.DataFrame:
+        """Return epochs or rounds as a pandas DataFrame."""
+        return pd.DataFrame(list(self) if of == "epochs" else self.rounds)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What observers may know of a run, and the state of record to copy or go back to."""
+
+    id: str
+    workers: Sequence[str]
+    shards: int
+    threads: int
+    rows: int
+    parameters: int
+    rounds_per_epoch: int
+    epochs: int | None
+    max_rounds: int | None
+    state: TrainState = field(repr=False)
+
+
+class Observer:
+    """Reads what happens; override any of the five hooks. Hooks run in the driver's thread."""
+
+    def stage(self, text: str) -> None:
+        """Do something when the run passes to another stage before its first round."""
+
+    def start(self, run: Run) -> None:
+        """Do something before the first round."""
+
+    def round(self, record: Record) -> bool | None:
+        """Read a round's record; return True to ask for a stop."""
+
+    def epoch(self, record: Record) -> bool | None:
+        """Read an epoch's record; return True to ask for a stop."""
+
+    def end(self) -> None:
+        """Do something after the last round; also called when the run failed."""
+
+
+class EarlyStopping(Observer):
+    """Stop when a figure no longer improves.
+
+    Parameters
+    ----------
+    monitor
+        A key of the epoch records, such as ``"valid_loss"`` or ``"valid_accuracy"``.
+    patience
+        Epochs without improvement to wait.
+    min_delta
+        Least change that counts as one.
+    mode
+        Whether less or more is better; None: less for names that end in "loss", else more.
+    restore_best
+        Whether the run ends with the parameters and optimizer state of its best epoch.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "valid_loss",
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] | None = None,
+        restore_best: bool = True,
+    ) -> None:
+        if patience < 1 or min_delta < 0:
+            raise BadInput(f"patience must be >= 1 and min_delta >= 0, however they are {patience} and {min_delta}")
+        self.monitor, self.patience, self.min_delta, self.restore_best = (
+            monitor,
+            patience,
+            min_delta,
+            restore_best,
+        )
+        self._sign = 1 if (mode or ("min" if monitor.endswith("loss") else "max")) == "min" else -1
+        self.best = math.inf
+        self.best_epoch: int | None = None
+
+    def start(self, run: Run) -> None:
+        """Forget an earlier run."""
+        self._run, self.best, self.best_epoch = run, math.inf, None
+        self._snapshot: Snapshot | None = None
+
+    def epoch(self, record: Record) -> bool | None:
+        """Compare with the best epoch so far."""
+        if self.monitor not in record:
+            raise BadInput(
+                f"EarlyStopping must monitor a figure of the history, however {self.monitor!r} is none; "
+                f"{nearest(self.monitor, list(record))}"
+            )
+        value = self._sign * record[self.monitor]
+        if value < self.best - self.min_delta or self.best_epoch is None:
+            self.best, self.best_epoch = value, record["epoch"]
+            self._snapshot = self._run.state.snapshot() if self.restore_best else None
+        return bool(record["epoch"] - self.best_epoch >= self.patience)
+
+    def end(self) -> None:
+        """Go back to the best epoch."""
+        if self._snapshot is not None:
+            self._run.state.restore(self._snapshot)
+        self._snapshot = None
+
+
+class Log(Observer):
+    """Write records to a file as they come.
+
+    Parameters
+    ----------
+    path
+        ``*.csv`` or ``*.jsonl``; replaced if it exists.
+    every
+        Whether to write epochs or rounds.
+    """
+
+    def __init__(self, path: str | Path, every: Literal["epoch", "round"] = "epoch") -> None:
+        self.path, self.every = Path(path), every
+        if self.path.suffix not in (".csv", ".jsonl") or every not in ("epoch", "round"):
+            raise BadInput(f"A Log must be .csv or .jsonl, every epoch or round, however it is {path}, every {every}")
+        self._file: IO[str] | None = None
+        self._writer: Any = None
+
+    def start(self, run: Run) -> None:
+        """Open the file."""
+        self._file, self._writer = self.path.open("w", newline=""), None
+
+    def round(self, record: Record) -> None:
+        """Write a round."""
+        if self.every == "round":
+            self._write(record)
+
+    def epoch(self, record: Record) -> None:
+        """Write an epoch."""
+        if self.every == "epoch":
+            self._write(record)
+
+    def _write(self, record: Record) -> None:
+        assert self._file is not None
+        if self.path.suffix == ".jsonl":
+            self._file.write(json.dumps(record) + "\n")
+        else:
+            if self._writer is None:
+                self._writer = csv.DictWriter(self._file, list(record), extrasaction="ignore")
+                self._writer.writeheader()
+            self._writer.writerow(record)
+        self._file.flush()
+
+    def end(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+class Progress(Observer):
+    """A table that grows by a line an epoch: live on a terminal, plain lines elsewhere.
+
+    Parameters
+    ----------
+    console
+        Where to; None: standard output.
+    """
+
+    #: seconds between updates of the running epoch, on a terminal and elsewhere
+    _TERMINAL, _PLAIN = 0.2, 10.0
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._live: Live | None = None
+
+    def stage(self, text: str) -> None:
+        """Print the stage."""
+        self._console.print(f"dasktrain: {text}", soft_wrap=True)
+
+    def start(self, run: Run) -> None:
+        """Print what is about to run."""
+        self._run, self._shown, self._done = run, 0.0, 0
+        self._lines: list[dict[str, str]] = []
+        self.stage(
+            f"run {run.id}: {run.rows:,} rows, {run.rounds_per_epoch} rounds an epoch, {run.parameters:,} parameters, "
+            f"{run.shards} shards on {len(run.workers)} workers x {run.threads} threads"
+        )
+        surplus = len(run.workers) - run.shards
+        if surplus > 0:
+            self.stage(f"{surplus} workers beyond {run.shards} shards stay idle; raise shards= to use them")
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+
+    def round(self, record: Record) -> None:
+        """Show the running epoch, now and then."""
+        pause = self._TERMINAL if self._live else self._PLAIN
+        if monotonic() - self._shown > pause and self._shown:
+            self._show(record, record["round"] + 1)
+        self._shown = self._shown or monotonic()
+
+    def epoch(self, record: Record) -> None:
+        """Add a line to the table."""
+        self._show(record, record["rounds"])
+        self._done += 1
+
+    def _show(self, record: Record, rounds: int) -> None:
+        self._shown = monotonic()
+        line = _line(record, rounds, self._run.rounds_per_epoch)
+        self._lines[self._done :] = [line]
+        if self._live:
+            self._live.update(_table(self._lines), refresh=True)
+        else:
+            self._console.print("  ".join(f"{name} {value}" for name, value in line.items()), soft_wrap=True)
+
+    def end(self) -> None:
+        """Leave the table as it is."""
+        if self._live:
+            self._live.stop()
+        self._live = None
+
+
+_NOT_SHOWN = ("epoch", "round", "rounds", "rows", "seconds", "rows_per_second", "learning_rate")
+
+
+def _line(record: Record, rounds: int, of: int) -> dict[str, str]:
+    figures = {name: f"{value:.4f}" for name, value in record.items() if name not in _NOT_SHOWN}
+    first = {"epoch": str(record["epoch"] + 1), "round": f"{rounds}/{of}"}
+    return {**first, **figures, "rows/s": f"{record['rows_per_second']:,.0f}"}
+
+
+def _table(lines: list[dict[str, str]]) -> Table:
+    names = list(dict.fromkeys(name for line in lines for name in line if name != "rows/s"))
+    table = Table(*(*names, "rows/s"))
+    for line in lines:
+        table.add_row(*(line.get(name, "") for name in (*names, "rows/s")))
+    return table

@@ -1,0 +1,267 @@
+"""Which rows each shard sees in each round: a pure function of a few integers.
+
+Every cut in this file - data set into shards, shard into windows, epoch into rounds, round into shards -
+is the same one: deal cards round-robin and count what a hand holds. It is exact for any numbers, even to
+within one card, and costs the same for the millionth round as for the first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasktrain.errors import PlanError
+
+Partitioning = Literal["block", "random", "stratified"]
+Shuffle = Literal["shard", "epoch", "global", False]
+Integers = NDArray[np.int64]
+
+PARTITIONINGS = ("block", "random", "stratified")
+SHUFFLES = ("shard", "epoch", "global", False)
+_DEAL, _ORDER, _WINDOW, _GLOBAL = range(4)  # what a stream of random numbers is for
+
+
+def dealt(cards: Integers | int, hands: int, first: int) -> Integers:
+    """Count what the `first` of `hands` hold once `cards` are dealt to them in turn."""
+    cards = np.asarray(cards, dtype=np.int64)
+    return cards // hands * first + np.minimum(cards % hands, first)
+
+
+def shard_seed(seed: int, epoch: int, round: int, shard: int) -> int:
+    """Return the 63-bit seed of everything random in one shard's contribution to one round."""
+    return int(np.random.SeedSequence((seed, epoch, round, shard)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows to read, in order: row ``row[i]`` of partition ``partition[i]``. Both (rows,), int64."""
+
+    partition: Integers
+    row: Integers
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Rows of each shard in each round, computed without those before it.
+
+    Parameters
+    ----------
+    strata
+        (partitions, classes) integers: rows of each class in each partition. Unless `partition` is
+        ``"stratified"`` there is one class, the rows. A stratified partition holds its rows sorted by class.
+    shards
+        Logical data-parallel ranks. Each round's rows are spread over them to within one row.
+    batch_size
+        Rows of a round, at most. An epoch has R = ceil(rows / batch_size) rounds of rows / R rows each.
+    seed
+        Any non-negative integer.
+    partition
+        How rows are dealt to shards. ``"block"``: contiguous runs of partitions in their order. ``"random"``:
+        the same over partitions in a random order. ``"stratified"``: every shard, window and (nearly) every
+        round has the data set's mix of classes; each class is cut contiguously.
+    shuffle
+        ``"shard"``: each epoch permutes a shard's partition order and its rows within windows; shards keep
+        their rows, so no data moves between epochs. ``"epoch"``: partitions are dealt anew each epoch; up to
+        the whole data set moves once an epoch. ``"global"``: every row goes anywhere; every shard reads from
+        every partition every epoch. ``False``: the order of the data.
+    window
+        Rows of a shard that are permuted together; also what a lease needs at hand at a time.
+    """
+
+    strata: Integers
+    shards: int
+    batch_size: int
+    seed: int = 0
+    partition: Partitioning = "block"
+    shuffle: Shuffle = "shard"
+    window: int = 65_536
+    rows_per_class: Integers = field(init=False, repr=False)
+    #: shard -> ((epoch, window), rows of that window in order): the latest window each shard has read from
+    _latest: dict[int, tuple[tuple[int, int], Rows]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        strata = np.asarray(self.strata, dtype=np.int64)
+        object.__setattr__(self, "strata", strata.reshape(len(strata), -1))
+        object.__setattr__(self, "rows_per_class", self.strata.sum(axis=0))
+        for name, least in (("shards", 1), ("batch_size", 1), ("window", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise PlanError(f"{name} must be at least {least}, however it is {getattr(self, name)}")
+        if self.partition not in PARTITIONINGS or self.shuffle not in SHUFFLES:
+            raise PlanError(
+                f"partition must be one of {PARTITIONINGS} and shuffle one of {SHUFFLES}, "
+                f"however they are {self.partition!r} and {self.shuffle!r}"
+            )
+        if self.num_rows < 1:
+            raise PlanError(f"The data must have rows, however {len(self.strata)} partitions hold none")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the data set."""
+        return int(self.rows_per_class.sum())
+
+    @property
+    def rounds(self) -> int:
+        """Rounds in an epoch."""
+        return -(-self.num_rows // self.batch_size)
+
+    def rows_of_round(self, round: int) -> int:
+        """Count the rows of all shards in a round."""
+        return int(dealt(self.num_rows, self.rounds, round + 1) - dealt(self.num_rows, self.rounds, round))
+
+    @property
+    def fewest_rows(self) -> int:
+        """Rows of the smallest contribution of a shard that has any rows at all in its round."""
+        return max(1, self.num_rows // self.rounds // self.shards)
+
+    def _cursor(self, round: int, shard: int) -> int:
+        """Count the rows a shard has seen before a round of its epoch."""
+        seen = dealt(self.num_rows, self.rounds, round)
+        return int(dealt(seen, self.shards, shard + 1) - dealt(seen, self.shards, shard))
+
+    def rows(self, epoch: int, round: int, shard: int) -> Rows:
+        """Return the rows of one shard in one round of an epoch, in the order they are read."""
+        start, stop = self._cursor(round, shard), self._cursor(round + 1, shard)
+        size = self._cursor(self.rounds, shard)
+        windows = max(1, -(-size // self.window))
+        pieces = []
+        window = _hand_of(start, size, windows)
+        while start < stop:
+            first = int(dealt(size, windows, window))
+            rows = self._window(epoch, shard, window, windows)
+            piece = slice(start - first, stop - first)
+            pieces.append(Rows(rows.partition[piece], rows.row[piece]))
+            start, window = min(stop, first + len(rows)), window + 1
+        if len(pieces) == 1:
+            return pieces[0]
+        nothing = np.empty(0, dtype=np.int64)
+        return Rows(
+            np.concatenate([nothing, *(piece.partition for piece in pieces)]),
+            np.concatenate([nothing, *(piece.row for piece in pieces)]),
+        )
+
+    def partitions(self, epoch: int, shard: int) -> dict[int, int]:
+        """Return how many rows a shard has in each partition it touches (every one under ``"global"``)."""
+        touched: dict[int, int] = {}
+        if self.shuffle == "global":
+            return dict(enumerate((self.strata.sum(axis=1) // self.shards).tolist()))
+        start, count = self._runs(shard)
+        for label in range(len(count)):
+            segments = self._segments(epoch, label, int(start[label]), int(count[label]))
+            for partition, _, length in segments.T.tolist():
+                touched[partition] = touched.get(partition, 0) + length
+        return touched
+
+    # -- from a shard down to rows ------------------------------------------------------------------------
+
+    def _runs(self, shard: int) -> tuple[Integers, Integers]:
+        """Return where a shard's run begins in each class, and its length: two (classes,) arrays."""
+        edges = np.concatenate([[0], np.cumsum(self.rows_per_class)])
+        before, through = dealt(edges, self.shards, shard), dealt(edges, self.shards, shard + 1)
+        return np.diff(before), np.diff(through - before)
+
+    def _window(self, epoch: int, shard: int, window: int, windows: int) -> Rows:
+        key, rows = self._latest.get(shard, ((-1, -1), None))
+        if rows is None or key != (epoch, window):
+            rows = self._window_rows(epoch, shard, window, windows)
+            self._latest[shard] = (epoch, window), rows
+        return rows
+
+    def _window_rows(self, epoch: int, shard: int, window: int, windows: int) -> Rows:
+        """Read one window: a contiguous piece of the shard's run in each class, permuted and interleaved."""
+        run_start, run_length = self._runs(shard)
+        edges = np.concatenate([[0], np.cumsum(run_length)])
+        before, through = dealt(edges, windows, window), dealt(edges, windows, window + 1)
+        start, count = np.diff(before), np.diff(through - before)
+        rng = self._rng(_WINDOW, epoch, shard, window)
+        pieces, places = [], []
+        for label in np.flatnonzero(count).tolist():
+            n = int(count[label])
+            index = int(start[label]) + np.arange(n)
+            pieces.append(self._locate(epoch, shard, label, int(run_start[label]), int(run_length[label]), index))
+            rank = rng.permutation(n) if self.shuffle else np.arange(n)
+            places.append((rank + 0.5) / n)  # evenly through the window, so that its rounds have its mix
+        order = np.argsort(np.concatenate(places), kind="stable")
+        return Rows(
+            np.concatenate([piece.partition for piece in pieces])[order],
+            np.concatenate([piece.row for piece in pieces])[order],
+        )
+
+    def _locate(self, epoch: int, shard: int, label: int, start: int, length: int, index: Integers) -> Rows:
+        """Find the partition and row of places in a shard's run (`start`, `length`) of one class."""
+        if self.shuffle == "global":
+            total = int(self.rows_per_class[label])
+            index = permuted(start + index, total, self._rng(_GLOBAL, epoch, label))
+            start, length = 0, total
+        segments = self._segments(epoch, label, start, length)
+        if self.shuffle in ("shard", "epoch"):
+            segments = segments[:, self._rng(_ORDER, epoch, shard, label).permutation(segments.shape[1])]
+        partition, first, size = segments
+        ends = np.cumsum(size)
+        at = np.searchsorted(ends, index, side="right")
+        return Rows(partition[at], first[at] + index - (ends - size)[at])
+
+    def _segments(self, epoch: int, label: int, start: int, length: int) -> Integers:
+        """Cut the run [start, start + length) of a class into (3, segments): partition, first row, rows."""
+        order = self._deal(epoch)
+        sizes = self.strata[order, label]
+        ends = np.cumsum(sizes)
+        begins = ends - sizes
+        low = np.maximum(start, begins)
+        size = np.minimum(start + length, ends) - low
+        some = size > 0
+        first_of_class = self.strata[order, :label].sum(axis=1)
+        return np.stack([order[some], (first_of_class + low - begins)[some], size[some]])
+
+    def _deal(self, epoch: int) -> Integers:
+        """Return the order in which partitions are dealt to shards."""
+        if self.shuffle == "epoch":
+            return self._rng(_DEAL, epoch).permutation(len(self.strata))
+        if self.partition == "random":
+            return self._rng(_DEAL).permutation(len(self.strata))
+        return np.arange(len(self.strata))
+
+    def _rng(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, *purpose))
+
+
+def _hand_of(card: int, cards: int, hands: int) -> int:
+    """Return which of `hands` holds place `card` of `cards` when each hand is laid out in turn."""
+    small, larger = divmod(cards, hands)
+    in_larger = larger * (small + 1)
+    if card < in_larger:
+        return card // (small + 1)
+    return larger + (card - in_larger) // max(small, 1)
+
+
+def permuted(index: Integers, size: int, rng: np.random.Generator) -> Integers:
+    """Send each of `index` to its place in a random permutation of ``range(size)``, in O(len(index)).
+
+    A balanced Feistel network on the next even number of bits, walked along its cycles until inside the
+    range (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
+    """
+    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = rng.integers(0, 2**63, size=6, dtype=np.uint64)
+
+    def network(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = value >> half, value & mask
+        for key in keys:
+            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        return (left << half) | right
+
+    value = network(index.astype(np.uint64))
+    while (outside := value >= size).any():
+        value[outside] = network(value[outside])
+    return value.astype(np.int64)
+
+
+def rows_only(counts: Sequence[int]) -> Integers:
+    """Return the strata of a data set whose classes do not matter: (partitions, 1)."""
+    return np.asarray(counts, dtype=np.int64).reshape(-1, 1)

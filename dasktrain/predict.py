@@ -1,0 +1,138 @@
+"""A trained module over Dask collections, lazily: Dask in, Dask out, index kept."""
+
+from functools import lru_cache
+from typing import Any, Literal
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from dasktrain.data.arrays import ArrayEncoding, as_features
+from dasktrain.data.block import tensors
+from dasktrain.data.source import Encoding
+from dasktrain.data.table import PANDAS_PARTITIONS
+from dasktrain.data.target import Labels
+from dasktrain.errors import BadInput
+from dasktrain.shipping import pack, run_packed
+
+Kind = Literal["prediction", "probability"]
+#: rows per forward pass
+ROWS = 8192
+
+
+def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any:
+    """Return predictions for every row of `data`, without computing them.
+
+    Parameters
+    ----------
+    module, encoding
+        Of a training run.
+    data
+        Dask or pandas DataFrame for a Table's, Dask or NumPy array for Arrays' encoding.
+    kind
+        ``"prediction"``: labels or numbers. ``"probability"``: one column a class, by softmax, or by the
+        logistic function if the module has one output.
+
+    Returns
+    -------
+    dask.dataframe.Series, dask.dataframe.DataFrame or dask.array.Array
+        A Series or DataFrame with the index and partitions of `data`, or an array with its blocks.
+    """
+    if kind == "probability" and not isinstance(encoding.target, Labels):
+        raise BadInput("Probabilities must be of class labels, however the target is numeric; use predict")
+    # One value in the graph: Dask moves it to each worker once, however many partitions there are.
+    shipped = dask.delayed(pack(_Predictor, module, encoding, kind), pure=True)
+    if isinstance(encoding, ArrayEncoding):
+        return _over_array(shipped, encoding, data, kind)
+    if isinstance(data, pd.DataFrame):
+        data = dd.from_pandas(data, npartitions=PANDAS_PARTITIONS, sort=False)
+    if not isinstance(data, dd.DataFrame):
+        raise BadInput(f"This model predicts for Dask and pandas DataFrames, however it was given {type(data)}")
+    with dask.config.set({"optimization.tune.active": False}):
+        return dd.map_partitions(
+            run_packed,
+            pack(_predict_frame),
+            shipped,
+            data,
+            meta=_frame_meta(encoding, kind, data),
+            enforce_metadata=False,
+        )
+
+
+class _Predictor:
+    """Module and encoding on a worker."""
+
+    def __init__(self, module: nn.Module, encoding: Encoding, kind: Kind) -> None:
+        self._module, self.encoding, self._kind = module.eval(), encoding, kind
+
+    def __call__(self, partition: Any) -> Any:
+        """Return labels, numbers or probabilities for a partition's rows."""
+        inputs = tensors(self.encoding.inputs(partition))
+        with torch.no_grad():
+            pieces = [self._module(*(part[start : start + ROWS] for part in inputs)) for start in _starts(inputs)]
+            output = torch.cat(pieces) if pieces else torch.empty(0, self.encoding.target.num_outputs)
+            return (
+                self._probabilities(output)
+                if self._kind == "probability"
+                else self.encoding.target.decode(output.float().numpy())
+            )
+
+    @staticmethod
+    def _probabilities(output: torch.Tensor) -> Any:
+        if output.ndim > 1 and output.shape[1] > 1:
+            return output.float().softmax(dim=1).numpy()
+        positive = output.float().reshape(len(output)).sigmoid()
+        return torch.stack([1 - positive, positive], dim=1).numpy()
+
+
+def _starts(inputs: Any) -> range:
+    return range(0, len(inputs[0]), ROWS)
+
+
+@lru_cache(maxsize=4)
+def _unpacked(shipped: bytes) -> _Predictor:
+    """Unpack a model once a process."""
+    predictor: _Predictor = run_packed(shipped)
+    return predictor
+
+
+def _predict_frame(shipped: bytes, partition: pd.DataFrame) -> Any:
+    predictor = _unpacked(shipped)
+    return _framed(predictor.encoding, predictor(partition), partition.index)
+
+
+def _framed(encoding: Encoding, values: Any, index: Any) -> Any:
+    target = encoding.target
+    if np.ndim(values) > 1:
+        names = target.values if isinstance(target, Labels) else target.names
+        return pd.DataFrame(values, index=index, columns=list(names))
+    return pd.Series(values, index=index, name=target.name if isinstance(target, Labels) else target.names[0])
+
+
+def _frame_meta(encoding: Encoding, kind: Kind, data: dd.DataFrame) -> Any:
+    """Return an empty prediction, with the types a full one has."""
+    return _framed(encoding, _no_values(encoding, kind), data._meta.index[:0])
+
+
+def _no_values(encoding: Encoding, kind: Kind) -> Any:
+    nothing = np.empty((0, encoding.target.num_outputs), dtype=np.float32)
+    return nothing if kind == "probability" else encoding.target.decode(nothing)
+
+
+def _predict_block(shipped: bytes, block: Any) -> Any:
+    return np.asarray(_unpacked(shipped)(block))
+
+
+def _over_array(shipped: Any, encoding: ArrayEncoding, data: Any, kind: Kind) -> da.Array:
+    data = as_features(data)
+    meta = np.asarray(_no_values(encoding, kind))
+    run = dask.delayed(run_packed, name="dasktrain-predict", pure=True)
+    blocks = [
+        da.from_delayed(run(pack(_predict_block), shipped, block), (rows, *meta.shape[1:]), meta=meta)
+        for block, rows in zip(data.to_delayed().ravel(), data.chunks[0], strict=True)
+    ]
+    return da.concatenate(blocks, allow_unknown_chunksizes=True)

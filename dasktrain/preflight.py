@@ -1,0 +1,106 @@
+"""What can be known to fail before the first round, tried on the driver with rows that are made up."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dasktrain.data.block import Batch
+from dasktrain.data.source import Schema
+from dasktrain.data.target import Labels, Target
+from dasktrain.errors import DasktrainError, ModelError, PlanError
+from dasktrain.objective import Measure, Objective, measure
+from dasktrain.plan import Plan
+from dasktrain.shipping import check_ships
+from dasktrain.strategies import Strategy
+from dasktrain.vector import trainable
+
+
+def check(
+    module: nn.Module,
+    loss: Measure,
+    metrics: Mapping[str, Measure],
+    strategy: Strategy,
+    plan: Plan,
+    batch: Batch,
+) -> None:
+    """Try one contribution of the plan's smallest size, and whether everything can be shipped.
+
+    Raises
+    ------
+    ModelError
+        Module, loss or metric do not accept the data or each other, or cannot be pickled.
+    PlanError
+        A shard may have one row of a module that needs two.
+    """
+    check_ships(module, **{"the loss": loss}, **{f"metric {name!r}": metric for name, metric in metrics.items()})
+    with torch.random.fork_rng(devices=[]):
+        _try(copy.deepcopy(module).train(), loss, metrics, strategy, plan, batch)
+
+
+def _try(
+    module: nn.Module,
+    loss: Measure,
+    metrics: Mapping[str, Measure],
+    strategy: Strategy,
+    plan: Plan,
+    batch: Batch,
+) -> None:
+    shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch.inputs)
+    try:
+        output = module(*batch.inputs)
+    except Exception as error:
+        if _needs_two_rows(module) and len(batch.target) == 1:
+            raise PlanError(_too_few_rows(plan)) from error
+        raise ModelError(f"The model must accept inputs {shapes}, however {type(error).__name__}: {error}") from error
+    found = f"output {_shape(output)} and target {_shape(batch.target)}"
+    try:
+        total, _ = Objective(loss)(output, batch.target, batch.weight)
+        strategy.contribute(total, list(trainable(module).values()))
+    except DasktrainError:
+        raise
+    except Exception as error:
+        raise ModelError(f"The loss must accept {found}, however {type(error).__name__}: {error}") from error
+    for name, metric in metrics.items():
+        try:
+            measure(metric, output.detach(), batch.target)
+        except Exception as error:
+            raise ModelError(f"Metric {name!r} must accept {found}, however {type(error).__name__}: {error}") from error
+
+
+def _shape(value: object) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else str(type(value))
+
+
+def _needs_two_rows(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.batchnorm._NormBase) for part in module.modules())
+
+
+def _too_few_rows(plan: Plan) -> str:
+    most = plan.num_rows // plan.rounds // 2
+    remedy = f"use shards={most} or fewer" if most else "use a larger batch_size or more rows"
+    return (
+        f"Batch normalisation must have 2 rows in every shard of every round, however with {plan.num_rows} rows, "
+        f"batch_size={plan.batch_size} and shards={plan.shards} a shard may have 1; {remedy}"
+    )
+
+
+def sample(schema: Schema, target: Target, rows: int, weighted: bool) -> Batch:
+    """Make up a batch that is as wide, and whose integers are as large, as any of the data."""
+    return Batch(
+        inputs=tuple(
+            torch.zeros(rows, *part.shape)
+            if part.bounds is None
+            else torch.tensor(part.bounds).sub(1).expand(rows, *part.shape).clone()
+            for part in schema.inputs
+        ),
+        target=_sample_target(target, rows),
+        weight=torch.ones(rows, dtype=torch.float64) if weighted else None,
+    )
+
+
+def _sample_target(target: Target, rows: int) -> Tensor:
+    if isinstance(target, Labels):
+        return torch.full((rows,), target.num_outputs - 1)
+    return torch.zeros(rows) if target.flat else torch.zeros(rows, target.num_outputs)

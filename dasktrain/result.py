@@ -1,0 +1,162 @@
+"""What a run leaves: the trained module, how to feed it, and what happened."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dasktrain.checkpoint import load_state, save_state
+from dasktrain.data import encoding_from_json
+from dasktrain.data.source import Encoding, Schema
+from dasktrain.driver import Driver
+from dasktrain.errors import BadInput, ModelError
+from dasktrain.observe import History
+from dasktrain.predict import predict
+from dasktrain.state import TrainState, digest_of, named_state
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained model.
+
+    Attributes
+    ----------
+    model : nn.Module
+        On the CPU, in evaluation mode.
+    history : History
+        One dict per epoch; ``history.rounds`` has one per round; ``history.to_frame()`` is a DataFrame.
+    encoding : Encoding
+        How columns become the model's inputs, and its outputs labels.
+    digest : str
+        Hex sha256 over names, dtypes, shapes and bytes of parameters, buffers and optimizer state.
+    settings : dict
+        What the digest depends on, besides the data and the model: shards, seed, batch size, threads, ...
+    ended : str
+        "epochs", "max_rounds", "observer" or "interrupt".
+    """
+
+    model: nn.Module
+    history: History
+    encoding: Encoding
+    digest: str
+    settings: dict[str, Any]
+    ended: str
+    _tensors: dict[str, Tensor] = field(repr=False)
+
+    @staticmethod
+    def of(state: TrainState, encoding: Encoding, driver: Driver) -> "Result":
+        """Take over the state of a run that ended."""
+        state.parameters.release()
+        plan = driver.plan
+        settings = {
+            "run": driver.run.id,
+            "shards": plan.shards,
+            "threads": driver.run.threads,
+            "workers": len(driver.run.workers),
+            "batch_size": plan.batch_size,
+            "seed": plan.seed,
+            "partition": plan.partition,
+            "shuffle": plan.shuffle,
+            "window": plan.window,
+            "torch": torch.__version__,
+        }
+        tensors = dict(named_state(state.module, state.optimizer))
+        return Result(
+            state.module.eval(),
+            driver.history,
+            encoding,
+            digest_of(tensors.items()),
+            settings,
+            driver.ended,
+            tensors,
+        )
+
+    def predict(self, data: Any) -> Any:
+        """Return labels or numbers for every row, lazily.
+
+        Parameters
+        ----------
+        data
+            Dask or pandas DataFrame with the columns trained on (others are ignored); Dask or NumPy array if
+            the model was trained on Arrays.
+
+        Returns
+        -------
+        dask.dataframe.Series, dask.dataframe.DataFrame or dask.array.Array
+            Named like the target, with the index and partitions of `data`. A DataFrame for several targets.
+        """
+        return predict(self.model, self.encoding, data, "prediction")
+
+    def predict_proba(self, data: Any) -> Any:
+        """Return the probability of each class for every row, lazily: one column a class, in sorted order."""
+        return predict(self.model, self.encoding, data, "probability")
+
+    def save(self, url: str) -> None:
+        """Write model, optimizer state, encoding and history to a directory (any fsspec URL), atomically."""
+        facts = {
+            "digest": self.digest,
+            "ended": self.ended,
+            "settings": self.settings,
+            "encoding": self.encoding.to_json(),
+            "history": {"epochs": list(self.history), "rounds": self.history.rounds},
+        }
+        save_state(str(url), self._tensors, facts)
+
+
+def load(url: str, model: Any) -> Result:
+    """Read what :meth:`Result.save` wrote. Nothing is unpickled.
+
+    Parameters
+    ----------
+    url
+        Where it was saved.
+    model
+        A module of the same architecture (its parameters are overwritten), or a callable given the Schema.
+
+    Raises
+    ------
+    BadInput
+        There is nothing complete there.
+    ModelError
+        The module has other parameters than the saved one.
+    """
+    tensors, facts = load_state(str(url))
+    tensors = dict(sorted(tensors.items(), key=_digest_order))
+    if digest_of(tensors.items()) != facts["digest"]:
+        raise BadInput(f"{url} must hold the state its digest names, however it differs; save it again")
+    encoding = encoding_from_json(facts["encoding"])
+    module = model if isinstance(model, nn.Module) else _built(model, encoding.schema)
+    _fill(module, tensors)
+    history = History(facts["history"]["epochs"], facts["history"]["rounds"])
+    return Result(module.eval(), history, encoding, facts["digest"], facts["settings"], facts["ended"], tensors)
+
+
+def _built(model: Any, schema: Schema) -> nn.Module:
+    module = model(schema)
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"model(schema) must return a module, however it returned {type(module)}")
+    return module
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy saved parameters and buffers into a module of the same architecture."""
+    own: dict[str, Tensor] = {f"parameters/{name}": parameter for name, parameter in module.named_parameters()}
+    own |= {f"buffers/{name}": buffer for name, buffer in module.named_buffers()}
+    saved = {name for name in tensors if not name.startswith("optimizer/")}
+    for name in sorted(own.keys() ^ saved):
+        where = "saved state" if name in saved else "module"
+        raise ModelError(f"The module must have the saved tensors, however only the {where} has {name!r}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise ModelError(
+                    f"{name!r} must have the saved shape {tuple(tensors[name].shape)}, however it is "
+                    f"{tuple(tensor.shape)}"
+                )
+            tensor.copy_(tensors[name])
+
+
+def _digest_order(item: tuple[str, Tensor]) -> tuple[Any, ...]:
+    kind, name = item[0].split("/", 1)
+    return (("parameters", "buffers", "optimizer").index(kind), *name.rsplit("/", 1))

@@ -1,0 +1,99 @@
+"""Functions and objects as bytes: the cluster gets nothing else from us.
+
+The scheduler unpickles task graphs, so a graph that names a torch class needs torch there. A graph that
+holds bytes and one function by value needs nothing.
+"""
+
+import io
+import pickle
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
+
+import cloudpickle
+from torch import nn
+
+from dasktrain.errors import ModelError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib"))
+
+
+def by_value(function: F) -> F:
+    """Have pickles carry `function` itself and not its name, for processes that lack dasktrain."""
+    function.__module__ = "__main__"  # what belongs there, cloudpickle ships by value
+    return function
+
+
+@by_value
+def run_packed(payload: bytes, *args: Any) -> Any:
+    """Call what `pack` packed, with further arguments."""
+    import pickle
+
+    function, bound = pickle.loads(payload)
+    return function(*bound, *args)
+
+
+def pack(function: Callable[..., Any], *bound: Any) -> bytes:
+    """Return ``function(*bound, ...)`` as bytes, classes and functions of the user's own files by value."""
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
+    try:
+        pickler.dump((function, bound))
+    finally:
+        pickler.unregister()
+    return buffer.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Sends by value whatever lives in a module the workers are not expected to have."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._registered: list[ModuleType] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (type, FunctionType)):
+            module = sys.modules.get(obj.__module__ or "")
+            if module is not None and _is_users(module) and module.__name__ not in _by_value():
+                cloudpickle.register_pickle_by_value(module)
+                self._registered.append(module)
+        return super().reducer_override(obj)
+
+    def unregister(self) -> None:
+        for module in self._registered:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _by_value() -> set[str]:
+    return set(cloudpickle.list_registry_pickle_by_value())
+
+
+def _is_users(module: ModuleType) -> bool:
+    if module.__name__ == "__main__" or module.__name__.partition(".")[0] == "dasktrain":
+        return False
+    file = getattr(module, "__file__", None)
+    return bool(file) and not str(Path(str(file)).resolve()).startswith(_INSTALLED)
+
+
+def check_ships(model: nn.Module, **others: Any) -> None:
+    """Raise ModelError naming the submodule, loss or metric that cannot be pickled, if there is one."""
+    for name, part in (*_submodules(model), *others.items()):
+        try:
+            pack(type, part)
+        except Exception as error:
+            kind = f" ({type(part).__name__})" if isinstance(part, nn.Module) else ""
+            raise ModelError(
+                f"Everything a replica needs must be picklable, however {name}{kind} is not: {error}; "
+                "keep locks, files and clients out of it, or make them in forward()"
+            ) from error
+
+
+def _submodules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """List the innermost modules first, so that the one to blame is named and not its parents."""
+    named = [(f"module {name!r}" if name else "the model", part) for name, part in model.named_modules()]
+    return named[::-1]

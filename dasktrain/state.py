@@ -1,0 +1,137 @@
+"""The state of record: module, optimizer and scheduler on the driver. Everything else is disposable."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dasktrain.errors import ModelError
+from dasktrain.messages import State
+from dasktrain.vector import FlatBuffers, FlatParameters
+
+MakeOptimizer = Callable[[Any], Optimizer]
+MakeScheduler = Callable[[Optimizer], Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of everything that training changes."""
+
+    module: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any] | None
+
+
+class TrainState:
+    """A module with its optimizer and scheduler; parameters and buffers also as flat vectors.
+
+    Parameters
+    ----------
+    module
+        Taken over: its parameters become views of one vector.
+    make_optimizer
+        Called with the parameters that require gradients (or with what `groups` makes of the module).
+    make_scheduler
+        Called with the optimizer; None for a constant learning rate.
+    groups
+        ``groups(module)`` returns torch parameter groups, a list of dicts.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        make_optimizer: MakeOptimizer,
+        make_scheduler: MakeScheduler | None = None,
+        groups: Callable[[nn.Module], Iterable[Any]] | None = None,
+    ) -> None:
+        self.module = module
+        self.parameters = FlatParameters(module)
+        self.buffers = FlatBuffers(module)
+        self.optimizer = make_optimizer(list(groups(module) if groups else self.parameters.parameters.values()))
+        self._check_optimizer()
+        self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
+
+    def _check_optimizer(self) -> None:
+        if not isinstance(self.optimizer, Optimizer):
+            raise ModelError(
+                f"optimizer must be a callable that returns a torch optimizer, however it returned "
+                f"{type(self.optimizer)}; for example partial(torch.optim.AdamW, lr=1e-3)"
+            )
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ModelError("An optimizer must step once a round, however LBFGS calls a closure; use another")
+        trained = {id(parameter) for parameter in self.parameters.parameters.values()}
+        for group in self.optimizer.param_groups:
+            if any(id(parameter) not in trained for parameter in group["params"] if parameter.requires_grad):
+                raise ModelError("Parameter groups must hold parameters of the module, however one is foreign")
+            # One implementation for the whole run, and not whichever torch prefers for the device.
+            if group.get("foreach") is None and not group.get("fused"):
+                group["foreach"] = False
+
+    def message(self) -> State:
+        """Return what a round starts from; the arrays share memory with the state."""
+        return State(self.parameters.vector.numpy(), self.buffers.vector.numpy())
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the state, see :func:`digest`."""
+        return digest(self.module, self.optimizer)
+
+    def snapshot(self) -> Snapshot:
+        """Copy everything that training changes."""
+        return copy.deepcopy(
+            Snapshot(
+                self.module.state_dict(),
+                self.optimizer.state_dict(),
+                self.scheduler.state_dict() if self.scheduler else None,
+            )
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this state."""
+        snapshot = copy.deepcopy(snapshot)
+        self.module.load_state_dict(snapshot.module)
+        self.optimizer.load_state_dict(snapshot.optimizer)
+        if self.scheduler and snapshot.scheduler is not None:
+            self.scheduler.load_state_dict(snapshot.scheduler)
+        self.parameters.store()
+        self.buffers.store()
+
+
+def named_state(module: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters, buffers and optimizer state by name, in an order of their own."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    yield from ((f"parameters/{name}", parameter.detach()) for name, parameter in sorted(module.named_parameters()))
+    yield from ((f"buffers/{name}", buffer) for name, buffer in sorted(module.named_buffers()))
+    state = {names[id(parameter)]: kept for parameter, kept in optimizer.state.items()}
+    for name, kept in sorted(state.items()):
+        for key, value in sorted(kept.items()):
+            if value is not None:
+                yield f"optimizer/{name}/{key}", torch.as_tensor(value)
+
+
+def digest(module: nn.Module, optimizer: Optimizer) -> str:
+    """Return the hex sha256 of a training state.
+
+    It covers names, dtypes, shapes and bytes of parameters, buffers and optimizer state. Two runs with one
+    digest are the same to the last bit.
+    """
+    return digest_of(named_state(module, optimizer))
+
+
+def digest_of(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the hex sha256 of named tensors, in the order given."""
+    total = hashlib.sha256()
+    for name, tensor in named:
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

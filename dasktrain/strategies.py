@@ -1,0 +1,122 @@
+"""What a shard contributes to a round, and what the driver makes of the sum."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dasktrain.errors import BadInput, NonFinite
+from dasktrain.messages import Partial
+from dasktrain.state import TrainState
+from dasktrain.vector import Layout
+
+#: elements summed at a time in a norm; fixed, since another cut would round differently
+NORM_BLOCK = 4096
+
+
+class Strategy(Protocol):
+    """Turn the loss of a shard into gradients (on a replica) and the sum of them into a step (on the driver)."""
+
+    def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+        """Return one tensor a parameter, or None where it took no part."""
+
+    def apply(self, state: TrainState, total: Partial, sums: "Sums") -> dict[str, float]:
+        """Step the state of record; return figures for the history."""
+
+
+class Sums:
+    """Names for the float64 vector of scalars that travels with a partial.
+
+    ``loss`` and ``weight`` of the round, ``rows``, for each metric its sum and weight, for each trainable
+    parameter the shards it took part in, for each buffer its value times the shard's rows.
+    """
+
+    def __init__(self, metrics: Sequence[str], parameters: int, buffers: int) -> None:
+        self.metrics = list(metrics)
+        self.layout = Layout(
+            {
+                "loss": (),
+                "weight": (),
+                "rows": (),
+                "metrics": (len(self.metrics), 2),
+                "used": (parameters,),
+                "buffers": (buffers,),
+            }
+        )
+
+    def means(self, total: Partial) -> dict[str, float]:
+        """Return the mean loss and metrics of a total; NaN where there was nothing to count."""
+        assert total.sums is not None
+        view = self.layout.views(total.sums)
+        named = zip(self.metrics, view["metrics"].tolist(), strict=True)
+        return {"loss": _ratio(float(view["loss"]), float(view["weight"]))} | {
+            name: _ratio(value, weight) for name, (value, weight) in named
+        }
+
+
+@dataclass(frozen=True)
+class GradientAveraging:
+    """Step once a round with the gradient of the global batch's weighted mean loss.
+
+    Parameters
+    ----------
+    clip_norm
+        Largest Euclidean norm of the whole gradient; a longer one is scaled down to it. None: as it is.
+    """
+
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise BadInput(f"clip_norm must be positive, however it is {self.clip_norm}; use None not to clip")
+
+    def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+        """Return the gradient of the sum of losses for each parameter."""
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [gradient.to_dense() if gradient is not None else None for gradient in gradients]
+
+    def apply(self, state: TrainState, total: Partial, sums: Sums) -> dict[str, float]:
+        """Divide once by the exact sum of weights, clip, step, and take over the mean of the buffers."""
+        assert total.vector is not None
+        assert total.sums is not None
+        view = sums.layout.views(total.sums)
+        gradient = torch.from_numpy(total.vector)
+        gradient.div_(float(view["weight"]))
+        figures: dict[str, float] = {}
+        if self.clip_norm is not None:
+            norm = canonical_norm(gradient)
+            figures["gradient_norm"] = norm
+            if norm > self.clip_norm:
+                gradient.mul_(self.clip_norm / norm)
+        views = state.parameters.layout.views(gradient)
+        for (name, parameter), used in zip(state.parameters.parameters.items(), view["used"].tolist(), strict=True):
+            parameter.grad = views[name].to(parameter.dtype) if used else None
+        state.optimizer.step()
+        state.parameters.store()
+        if state.buffers.layout.size:
+            state.buffers.vector.copy_(torch.from_numpy(view["buffers"]) / float(view["rows"]))
+            state.buffers.load()
+            state.buffers.store()
+        return figures
+
+
+def check_weight(total: Partial, sums: Sums, where: str) -> None:
+    """Raise NonFinite if there is nothing to divide by."""
+    if total.sums is None or not float(sums.layout.views(total.sums)["weight"]) > 0:
+        raise NonFinite(f"Weights must add up to more than zero, however in {where} they do not; drop such rows")
+
+
+def canonical_norm(vector: Tensor) -> float:
+    """Return the Euclidean norm of a flat vector, the same bits for any number of threads.
+
+    Squares are summed in float64 over fixed blocks, and the blocks' sums are added exactly (math.fsum).
+    """
+    squares = [float(block.double().square().sum()) for block in torch.split(vector, NORM_BLOCK)]
+    return math.sqrt(math.fsum(squares))
+
+
+def _ratio(value: float, weight: float) -> float:
+    return value / weight if weight else math.nan

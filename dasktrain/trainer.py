@@ -1,0 +1,324 @@
+"""Trainer and Result: the public way in."""
+
+import copy
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+from distributed import Client, LocalCluster
+from torch import nn
+
+from dasktrain import preflight
+from dasktrain.data.source import Encoding, Schema, Source, check_surveys, strata
+from dasktrain.driver import Driver
+from dasktrain.errors import BadInput, ModelError, known_keywords
+from dasktrain.fleet import Fleet
+from dasktrain.messages import Kind
+from dasktrain.objective import Measure
+from dasktrain.observe import Observer, Progress, Run
+from dasktrain.plan import Partitioning, Plan, Shuffle
+from dasktrain.replica import Job, Replica
+from dasktrain.result import Result
+from dasktrain.shipping import pack
+from dasktrain.state import MakeOptimizer, MakeScheduler, TrainState
+from dasktrain.strategies import GradientAveraging, Strategy, Sums
+from dasktrain.wire import Wire
+from dasktrain.wire.dask import DaskWire
+
+T = TypeVar("T")
+Model = nn.Module | Callable[[Schema], nn.Module]
+
+
+class Trainer:
+    """How to train: a model, a loss, an optimizer, and who watches.
+
+    Parameters
+    ----------
+    model
+        A module (copied, yours is left alone), or a callable given the data's :class:`Schema` that returns
+        one; it is called with torch seeded by the run's seed. The module is called with the data's inputs in
+        order: ``model(numeric)``, ``model(categorical)`` or ``model(numeric, categorical)`` for a Table,
+        ``model(X)`` for Arrays.
+    loss
+        ``loss(output, target)``: a mean, one value a row, or (sum, weight); see
+        :class:`dasktrain.objective.Objective`.
+    optimizer
+        Called with the parameters that require gradients, for example ``partial(torch.optim.AdamW, lr=1e-3)``.
+        Any torch optimizer that steps without a closure.
+    metrics
+        Name -> ``metric(output, target)``, returning what a loss may. Summed exactly over shards.
+    observers
+        Who watches, in order; the history is kept in any case.
+    strategy
+        What is made of gradients; ``GradientAveraging(clip_norm=1.0)`` clips them.
+    scheduler
+        Called with the optimizer, for example ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``.
+        ReduceLROnPlateau is given ``valid_loss``, or ``loss`` without validation data.
+    schedule_every
+        Whether the scheduler steps once a round or once an epoch.
+    groups
+        ``groups(module)`` returns torch parameter groups for the optimizer.
+
+    Raises
+    ------
+    UnknownKeyword
+        With the nearest name.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from functools import partial
+    >>> from dasktrain.wire.local import LocalWire
+    >>> table = Table(pd.DataFrame({"x": [0.0, 1.0, 2.0, 3.0], "y": [0.0, 2.0, 4.0, 6.0]}), target="y")
+    >>> trainer = Trainer(nn.Linear(1, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1), observers=[])
+    >>> result = trainer.fit(table, epochs=3, batch_size=2, client=LocalWire())
+    >>> len(result.history)
+    3
+    """
+
+    @known_keywords
+    def __init__(
+        self,
+        model: Model,
+        loss: Measure,
+        optimizer: MakeOptimizer,
+        metrics: Mapping[str, Measure] | None = None,
+        observers: Sequence[Observer] | None = None,
+        strategy: Strategy | None = None,
+        scheduler: MakeScheduler | None = None,
+        schedule_every: Literal["round", "epoch"] = "epoch",
+        groups: Callable[[nn.Module], Iterable[Any]] | None = None,
+    ) -> None:
+        if schedule_every not in ("round", "epoch"):
+            raise BadInput(f'schedule_every must be "round" or "epoch", however it is {schedule_every!r}')
+        for name, value in (("model", model), ("loss", loss), ("optimizer", optimizer)):
+            if not callable(value):
+                raise BadInput(f"{name} must be callable, however it is {type(value)}")
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.metrics = dict(metrics or {})
+        self.observers = [Progress()] if observers is None else list(observers)
+        self.strategy: Strategy = strategy or GradientAveraging()
+        self.scheduler = scheduler
+        self.schedule_every = schedule_every
+        self.groups = groups
+
+    @known_keywords
+    def fit(
+        self,
+        data: Source,
+        validation: Source | None = None,
+        epochs: int | None = None,
+        batch_size: int = 1024,
+        shards: int | None = None,
+        seed: int = 0,
+        client: Client | Wire | None = None,
+        max_rounds: int | None = None,
+        partition: Partitioning = "block",
+        shuffle: Shuffle = "shard",
+        window: int = 65_536,
+    ) -> Result:
+        """Train on the workers of a cluster and return the trained model.
+
+        The result depends on the data and its partitioning, the model, the seed, these settings and `shards`,
+        and not on how many workers there are.
+
+        Parameters
+        ----------
+        data
+            A Table or Arrays.
+        validation
+            More of the same columns, evaluated after every epoch.
+        epochs
+            Passes over the data; None: 10, or without limit if `max_rounds` is given.
+        batch_size
+            Rows of a round at most, over all workers.
+        shards
+            Logical data-parallel ranks; None: the larger of 8 and the next power of two >= workers.
+        seed
+            Of initial parameters (of a model that is a callable), shuffling and dropout.
+        client
+            A Dask Client, or a wire such as :class:`dasktrain.LocalWire`. None: the current client, or a
+            LocalCluster of our own with one thread a worker, closed afterwards.
+        max_rounds
+            Rounds to stop after.
+        partition, shuffle, window
+            How rows are dealt to shards and in which order they are read; see :class:`dasktrain.plan.Plan`.
+
+        Returns
+        -------
+        Result
+            Also after a keyboard interrupt, which ends the run after the round under way.
+
+        Raises
+        ------
+        BadInput
+            Before the first round; the cluster is as it was.
+        RunError
+            During the run: a worker lost, a loss that is NaN, a module that raised.
+        """
+        if epochs is None and max_rounds is None:
+            epochs = 10
+        for name, value in (
+            ("epochs", epochs),
+            ("max_rounds", max_rounds),
+            ("batch_size", batch_size),
+            ("shards", shards),
+        ):
+            if value is not None and value < 1:
+                raise BadInput(f"{name} must be at least 1, however it is {value}")
+        with _wire(client) as wire:
+            try:
+                self._stage("looking for workers")
+                wire.open()
+                shards = shards or max(8, 1 << (len(wire.workers) - 1).bit_length())
+                prepared = _Prepared(self, wire, data, validation)
+                plan = Plan(prepared.strata(partition), shards, batch_size, seed, partition, shuffle, window)
+                state = self._state(prepared, plan, seed)
+                prepared.place(plan)
+                return self._train(prepared, plan, state, epochs, max_rounds)
+            finally:
+                wire.close()
+
+    def _stage(self, text: str) -> None:
+        for observer in self.observers:
+            observer.stage(text)
+
+    def _state(self, prepared: "_Prepared", plan: Plan, seed: int) -> TrainState:
+        """Make the module and its optimizer, once it is known to fit the data."""
+        module = self._module(prepared.encoding.schema, seed)
+        batch = preflight.sample(
+            prepared.encoding.schema, prepared.encoding.target, plan.fewest_rows, prepared.weighted
+        )
+        preflight.check(module, self.loss, self.metrics, self.strategy, plan, batch)
+        return TrainState(module, self.optimizer, self.scheduler, self.groups)
+
+    def _module(self, schema: Schema, seed: int) -> nn.Module:
+        if isinstance(self.model, nn.Module):
+            return copy.deepcopy(self.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.model(schema)
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"model(schema) must return a module, however it returned {type(module)}")
+        return module
+
+    def _train(
+        self, prepared: "_Prepared", plan: Plan, state: TrainState, epochs: int | None, max_rounds: int | None
+    ) -> Result:
+        wire = prepared.wire
+        plans: dict[Kind, Plan] = {"train": plan}
+        if prepared.validation is not None:
+            plans["evaluate"] = prepared.evaluation(plan)
+        job = Job(state.module, self.loss, self.metrics, self.strategy, plans, plan.seed, wire.threads)
+        run = Run(
+            id=getattr(wire, "run", "local"),
+            workers=wire.workers,
+            shards=plan.shards,
+            threads=wire.threads,
+            rows=plan.num_rows,
+            parameters=state.parameters.layout.size,
+            rounds_per_epoch=plan.rounds,
+            epochs=epochs,
+            max_rounds=max_rounds,
+            state=state,
+        )
+        sums = Sums(list(self.metrics), len(state.parameters.parameters), state.buffers.layout.size)
+        driver = Driver(
+            run, wire, plan, plans.get("evaluate"), self.strategy, sums, self.observers, self.schedule_every
+        )
+
+        def drive() -> None:
+            try:
+                self._stage(f"building replicas on {len(wire.workers)} workers")
+                wire.attach(pack(Replica, job))
+                driver.drive()
+            finally:
+                wire.close()
+
+        _in_thread(drive, driver.stop)
+        return Result.of(state, prepared.encoding, driver)
+
+
+class _Prepared:
+    """Data that was surveyed, and where it goes."""
+
+    def __init__(self, trainer: Trainer, wire: Wire, data: Source, validation: Source | None) -> None:
+        self.wire, self.data, self.validation = wire, data, validation
+        self._stage = trainer._stage
+        self._stage("reading the data once for statistics")
+        self._surveys = wire.compute(data.survey())
+        check_surveys(self._surveys, "training")
+        self.encoding: Encoding = data.fit(self._surveys)
+        self.weighted = getattr(data, "weight", None) is not None
+        if validation is not None:
+            self._valid_surveys = wire.compute(validation.survey())
+            check_surveys(self._valid_surveys, "validation", self.encoding.target)
+
+    def strata(self, partition: str) -> Any:
+        """Return rows of each class in each partition."""
+        return strata(self._surveys, self.encoding.target if partition == "stratified" else None)
+
+    def evaluation(self, plan: Plan) -> Plan:
+        """Return the plan by which validation rows are read."""
+        return Plan(strata(self._valid_surveys, None), plan.shards, plan.batch_size, shuffle=False)
+
+    def place(self, plan: Plan) -> None:
+        """Convert every partition on the worker that will read most of it."""
+        self._stage("converting partitions on their workers")
+        self._place("train", self.data, plan)
+        if self.validation is not None:
+            self._place("evaluate", self.validation, self.evaluation(plan))
+
+    def _place(self, kind: Kind, source: Source, plan: Plan) -> None:
+        seats = Fleet(plan.shards, list(self.wire.workers)).assignment()
+        rows: list[dict[str, int]] = [{} for _ in plan.strata]
+        for seat in seats:
+            for shard in range(seat.start, seat.stop):
+                for partition, count in plan.partitions(0, shard).items():
+                    rows[partition][seat.worker] = rows[partition].get(seat.worker, 0) + count
+        owners = [max(held, key=lambda worker: held[worker]) if held else self.wire.workers[0] for held in rows]
+        self.wire.place(kind, source.convert(self.encoding, plan.partition == "stratified"), owners)
+
+
+@contextmanager
+def _wire(client: Client | Wire | None) -> Iterator[Wire]:
+    """Turn what the caller has into a wire; end only what was started here."""
+    if client is None:
+        try:
+            client = Client.current()
+        except ValueError:
+            with (
+                LocalCluster(threads_per_worker=1, dashboard_address=None) as cluster,
+                Client(cluster) as own,
+            ):
+                yield DaskWire(own)
+            return
+    yield DaskWire(client) if isinstance(client, Client) else client
+
+
+def _in_thread(work: Callable[[], T], stop: threading.Event) -> T:
+    """Run `work` beside this thread; a first KeyboardInterrupt sets `stop` and waits, a second is raised.
+
+    Rounds then never stop half-way, and a notebook's event loop does not get in the way of the driver's.
+    """
+    done: Future[T] = Future()
+
+    def target() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=target, name="dasktrain-driver", daemon=True).start()
+    while True:
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            if stop.is_set():
+                raise
+            stop.set()

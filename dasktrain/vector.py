@@ -1,0 +1,140 @@
+"""Named tensors and one flat vector: the only owner of the order in which names become floats."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dasktrain.errors import ModelError
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each named array lies in a flat vector, in the order given.
+
+    Parameters
+    ----------
+    shapes
+        name -> shape; ``()`` is a scalar and takes one element.
+    """
+
+    shapes: Mapping[str, Shape]
+
+    @property
+    def size(self) -> int:
+        """Elements of the flat vector."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def slices(self) -> Iterator[tuple[str, slice]]:
+        """Yield the place of each name."""
+        start = 0
+        for name, shape in self.shapes.items():
+            stop = start + math.prod(shape)
+            yield name, slice(start, stop)
+            start = stop
+
+    def views(self, flat: Array) -> dict[str, Array]:
+        """Return each name's array, sharing memory with `flat` (size,)."""
+        return {name: flat[place].reshape(self.shapes[name]) for name, place in self.slices()}
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Return a tensor that shares memory with `array`; it must not be written to if the array is read-only."""
+    # from_numpy warns about read-only arrays, which is what Dask and the wire hand out; from_dlpack takes them.
+    tensor: Tensor = torch.from_numpy(array) if array.flags.writeable else torch.utils.dlpack.from_dlpack(array)
+    return tensor
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that take part in training; a shared one once, under its first name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """Return the layout of named tensors."""
+    return Layout({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+
+class FlatParameters:
+    """A module's trainable parameters as one contiguous vector.
+
+    Parameters of the vector's dtype become views of it, so nothing is copied between them; those of a
+    narrower dtype (bfloat16, float16) are converted by `load` and `store`.
+
+    Attributes
+    ----------
+    layout : Layout
+    vector : Tensor
+        (size,), float32, or float64 if any parameter is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parameters = trainable(module)
+        if not self.parameters:
+            raise ModelError("The model must have parameters that require gradients, however it has none")
+        self.layout = layout_of(self.parameters)
+        self.vector = torch.empty(self.layout.size, dtype=_vector_dtype(self.parameters))
+        views = self.layout.views(self.vector)
+        self._converted: list[tuple[nn.Parameter, Tensor]] = []
+        for name, parameter in self.parameters.items():
+            views[name].copy_(parameter.detach())
+            if parameter.dtype == self.vector.dtype:
+                parameter.data = views[name]
+            else:
+                self._converted.append((parameter, views[name]))
+
+    def load(self) -> None:
+        """Carry the vector into parameters that are not views of it."""
+        for parameter, view in self._converted:
+            parameter.data.copy_(view)
+
+    def store(self) -> None:
+        """Carry parameters that are not views of the vector into it."""
+        for parameter, view in self._converted:
+            view.copy_(parameter.detach())
+
+    def release(self) -> None:
+        """Give every parameter memory of its own again."""
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.clone()
+
+
+class FlatBuffers:
+    """A module's buffers (running statistics, counters) as one float64 vector.
+
+    float64 holds every float32 and every count below 2**53 exactly, so a buffer that no shard changes
+    comes back from a weighted mean over shards with the same bits.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.buffers = dict(module.named_buffers())
+        self.layout = layout_of(self.buffers)
+        self.vector = torch.empty(self.layout.size, dtype=torch.float64)
+        self._views = self.layout.views(self.vector)
+        self.store()
+
+    def load(self) -> None:
+        """Carry the vector into the buffers, rounding to whole numbers where they are counts."""
+        for name, buffer in self.buffers.items():
+            view = self._views[name]
+            buffer.copy_(view if buffer.is_floating_point() else view.round())
+
+    def store(self) -> None:
+        """Carry the buffers into the vector."""
+        for name, buffer in self.buffers.items():
+            self._views[name].copy_(buffer)
+
+
+def _vector_dtype(parameters: Mapping[str, nn.Parameter]) -> torch.dtype:
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise ModelError(f"Trainable parameters must be real floating point, however {name!r} is {parameter.dtype}")
+    wide = any(parameter.dtype == torch.float64 for parameter in parameters.values())
+    return torch.float64 if wide else torch.float32
