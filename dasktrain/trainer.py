@@ -293,7 +293,7 @@ def _wire(client: Client | Wire | None) -> Iterator[Wire]:
             client = Client.current()
         except ValueError:
             with (
-                LocalCluster(threads_per_worker=1, dashboard_address=None) as cluster,
+                LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster,
                 Client(cluster) as own,
             ):
                 yield DaskWire(own)

@@ -51,7 +51,7 @@ def build(schema: dt.Schema) -> nn.Module:
 def train(workers: int, observers: list[dt.Observer]) -> tuple[dt.Result, pd.Series, dd.DataFrame]:
     """Train on a cluster of our own and predict the held-out rows there."""
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         train_frame = dd.read_parquet(OUTPUT / "data" / "train")

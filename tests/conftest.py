@@ -10,7 +10,7 @@ import torch
 
 PATIENCE = 10.0  # seconds for what a test started to end
 #: threads that libraries start once a process and never end
-LASTING = ("Dask-Offload", "Profile", "IO loop", "AsyncProcess", "asyncio", "ThreadPoolExecutor", "TCP-Executor")
+LASTING = ("Dask-Offload", "Dask-Callback", "Profile", "IO loop", "AsyncProcess", "asyncio", "ThreadPoolExecutor", "TCP-Executor")
 
 
 @pytest.fixture(autouse=True)

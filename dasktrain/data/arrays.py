@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dasktrain.data.block import Array, Block
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.table import PANDAS_PARTITIONS
-from dasktrain.data.target import Numbers, Target, fit_labels, is_float, survey_target
+from dasktrain.data.target import Numbers, Target, finite_rows, fit_labels, is_float, survey_target
 from dasktrain.errors import DataError, known_keywords
 from dasktrain.shipping import pack, run_packed
 
@@ -148,7 +148,7 @@ def _like(array: Any, rows: da.Array, name: str) -> da.Array:
 def _survey(classes: bool, X: Array, y: Array, weight: NDArray[np.float64] | None = None) -> Survey:
     if not len(X) == len(y) == len(y if weight is None else weight):
         raise DataError(f"X and y must have the same rows in each block, however they have {len(X)} and {len(y)}")
-    bad = 0 if X.dtype.kind != "f" else int((~np.isfinite(X.reshape(len(X), -1))).any(axis=1).sum())
+    bad = 0 if X.dtype.kind != "f" else int((~finite_rows(X)).sum())
     top = int(X.max(initial=0)) if X.dtype.kind in "iu" else 0
     weights = np.empty(0) if weight is None else np.asarray(weight, dtype=np.float64)
     unusable = int((~(weights >= 0) | np.isinf(weights)).sum())

@@ -116,12 +116,16 @@ def numbers(columns: Any) -> NDArray[np.float64]:
     return floats(columns) if isinstance(columns, pd.Series) else np.asarray(columns, dtype=np.float64)
 
 
+def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell for each row of (rows, ...) whether all of it is finite."""
+    finite: NDArray[np.bool_] = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    return finite
+
+
 def survey_target(columns: Any, as_labels: bool) -> TargetSurvey:
     """Look at one partition's targets."""
     if not as_labels:
-        values = numbers(columns)
-        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        return TargetSurvey(None, int(bad.sum()))
+        return TargetSurvey(None, int((~finite_rows(numbers(columns))).sum()))
     column = pd.Series(columns)
     counts = column.value_counts(sort=False)
     counts = counts[counts > 0]

@@ -5,6 +5,7 @@ nothing in between.
 """
 
 import asyncio
+import contextlib
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,7 @@ class DaskWire:
                 )
             futures.update(zip(mine, made, strict=True))
         self._blocks[kind] = [futures[number] for number in range(len(tasks))]
-        wait(self._blocks[kind])
+        self._wait(self._blocks[kind])
         for future in self._blocks[kind]:
             if future.status == "error":
                 future.result()
@@ -222,17 +223,24 @@ class DaskWire:
     def close(self) -> None:
         """Close the connections, which ends the leases, and release the partitions."""
         if self._loop is not None:
-            self._loop.run(self._hang_up())
+            attached = self._loop.run(self._hang_up())
             self._loop.close()
             self._loop = None
-        if self._leases:
-            wait(list(self._leases.values()), timeout=seconds("timeouts.close"))
+            here = self._client.nthreads()  # a lease whose worker is gone has ended, whatever Dask thinks
+            ending = [self._leases[worker] for worker in attached if worker in here]
+            with contextlib.suppress(TimeoutError):
+                self._wait(ending, seconds("timeouts.close"))
         self._client.cancel(list(self._leases.values()))
         self._leases, self._blocks = {}, {}
 
-    async def _hang_up(self) -> None:
+    def _wait(self, futures: list[Future], timeout: float | None = None) -> None:
+        with self._client.as_current():  # wait() asks for the current client, which need not be this one
+            wait(futures, timeout=timeout)
+
+    async def _hang_up(self) -> list[str]:
         await asyncio.gather(*(comm.close() for comm in self._comms.values()), return_exceptions=True)
-        self._comms = {}
+        attached, self._comms = list(self._comms), {}
+        return attached
 
 
 async def _together(coroutines: Sequence[Any]) -> list[Any]:

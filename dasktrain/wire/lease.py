@@ -5,13 +5,16 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any, cast
 
 from dask.sizeof import sizeof
 from distributed import get_worker, secede
 from distributed.comm import Comm
+from distributed.core import Status
 from distributed.protocol.serialize import Serialized
 from distributed.utils_comm import gather_from_workers
 from distributed.worker import Worker
@@ -24,6 +27,8 @@ from dasktrain.shipping import run_packed
 Respond = Callable[[Task, State], Answer | Failure]
 #: torch's thread count and random generator belong to the process, so its replicas take turns.
 _TURN = threading.Lock()
+#: seconds between looks at whether a lease without a driver is still wanted
+POLL = 0.2
 
 
 def operation(run: str) -> str:
@@ -93,15 +98,8 @@ class _Session:
 
 def _answer(worker: Worker, session: _Session, terms: Terms) -> None:
     respond: Respond | None = None
-    patience: float | None = terms.patience
-    while True:
-        try:
-            item = session.inbox.get(timeout=patience)
-        except Empty:
-            raise AttachError(f"A driver must attach within {patience} s, however none did") from None
-        if item is None:
-            return
-        patience = None  # from here on the connection's end is what ends the lease
+    item = _first(worker, session, terms)
+    while item is not None:
         message, reply, loop = item
         if respond is None:
             respond, answer = _build(worker, message, terms)
@@ -109,6 +107,19 @@ def _answer(worker: Worker, session: _Session, terms: Terms) -> None:
             with _TURN:
                 answer = encode_reply(respond(*decode_ask(message["header"], unwrap(message))))
         loop.call_soon_threadsafe(_set, reply, wrap(*answer))
+        item = session.inbox.get()  # the end of the connection puts None there
+
+
+def _first(worker: Worker, session: _Session, terms: Terms) -> Any:
+    """Return the driver's first message, or None once the lease is cancelled or its worker closes."""
+    key, deadline = worker.get_current_task(), monotonic() + terms.patience
+    while monotonic() < deadline:
+        with suppress(Empty):
+            return session.inbox.get(timeout=POLL)
+        task = worker.state.tasks.get(key)
+        if task is None or task.state == "cancelled" or worker.status not in (Status.running, Status.paused):
+            return None
+    raise AttachError(f"A driver must attach within {terms.patience:g} s, however none did")
 
 
 def _build(worker: Worker, message: Header, terms: Terms) -> tuple[Respond | None, tuple[Header, list[Vector]]]:

@@ -1,0 +1,51 @@
+"""Real clusters, few and shared."""
+
+from collections.abc import Iterator
+from threading import Event
+from time import monotonic
+
+import pytest
+from distributed import Client, LocalCluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Client]:
+    """Two workers that tests must leave as they found them."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def clean(cluster: Client) -> Iterator[Client]:
+    """Assert that the test leaves no task, handler, topic or thread of ours on the shared cluster."""
+    before = left_on(cluster)
+    yield cluster
+    assert_left(cluster, before)
+
+
+def assert_left(client: Client, before: dict[str, object], patience: float = 10.0) -> None:
+    """Assert that a cluster comes to hold what it held before."""
+    deadline, tick = monotonic() + patience, Event()
+    while left_on(client) != before and monotonic() < deadline:
+        tick.wait(0.05)
+    assert left_on(client) == before
+
+
+def left_on(client: Client) -> dict[str, object]:
+    """Return what a run could leave behind on a cluster."""
+    client.run(lambda: __import__("gc").collect())
+
+    def of_worker(dask_worker: object) -> object:
+        import threading
+
+        handlers = [name for name in dask_worker.handlers if "dasktrain" in name]  # type: ignore[attr-defined]
+        threads = [thread.name for thread in threading.enumerate() if "dasktrain" in thread.name]
+        return handlers, threads, len(dask_worker.data)  # type: ignore[attr-defined]
+
+    def of_scheduler(dask_scheduler: object) -> object:
+        return sorted(map(str, dask_scheduler.tasks))  # type: ignore[attr-defined]
+
+    return {"workers": client.run(of_worker), "scheduler": client.run_on_scheduler(of_scheduler)}

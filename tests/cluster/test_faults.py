@@ -1,0 +1,177 @@
+"""A fault x when it strikes: the run ends within seconds, says what happened, and leaves nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from time import monotonic
+
+import dask
+import pytest
+import torch
+from distributed import Client, Event, LocalCluster, wait
+from torch import Tensor, nn
+
+import dasktrain as dt
+from dasktrain.errors import AttachError, NonFinite, ReplicaError, WorkerLost
+from dasktrain.wire.dask import DaskWire
+from tests.cluster.conftest import assert_left, left_on
+from tests.problems import PROBLEMS, expected
+
+SECONDS = 10.0
+
+
+class Saboteur(dt.Observer):
+    """Does something once, after a given round."""
+
+    def __init__(self, after: int, strike: Callable[[], None]) -> None:
+        self.after, self.strike, self.struck_at = after, strike, 0.0
+
+    def round(self, record: dict[str, object]) -> None:
+        if record["round"] == self.after and record["epoch"] == 0:
+            self.struck_at = monotonic()
+            self.strike()
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+def test_killed_worker_between_rounds_ends_the_run_and_is_named(signal_: signal.Signals) -> None:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        worker, pid = sorted(client.run(os.getpid).items())[1]
+        saboteur = Saboteur(2, lambda: os.kill(pid, signal_))
+        with pytest.raises(WorkerLost, match="round") as caught:
+            PROBLEMS[0].trainer([saboteur]).fit(PROBLEMS[0].data, batch_size=50, max_rounds=100_000, client=client)
+        assert monotonic() - saboteur.struck_at < SECONDS
+        assert worker in str(caught.value)
+        client.wait_for_workers(2, timeout=30)
+        assert PROBLEMS[0].fit(client).digest == expected(PROBLEMS[0])
+
+
+class KillsItsWorker(nn.Module):
+    """Ends its process in the middle of a round."""
+
+    def __init__(self, driver: int) -> None:
+        super().__init__()
+        self.linear, self.driver, self.calls = nn.Linear(6, 3), driver, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 6 and os.getpid() != self.driver:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.linear(x)
+
+
+def test_killed_workers_in_a_round_end_the_run() -> None:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        trainer = dt.Trainer(
+            KillsItsWorker(os.getpid()), nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=0.1), observers=[]
+        )
+        with pytest.raises(WorkerLost, match="round 1 of epoch 0"):
+            trainer.fit(PROBLEMS[0].data, batch_size=50, client=client)
+
+
+class Raises(nn.Module):
+    """Fails on workers, not in the driver's trial."""
+
+    def __init__(self, driver: int, nan: bool) -> None:
+        super().__init__()
+        self.linear, self.driver, self.nan = nn.Linear(6, 3), driver, nan
+
+    def forward(self, x: Tensor) -> Tensor:
+        if os.getpid() != self.driver and self.nan:
+            return self.linear(x) * torch.nan
+        if os.getpid() != self.driver:
+            raise RuntimeError("no such file: weights.bin")
+        return self.linear(x)
+
+
+def test_raising_module_is_reported_with_its_traceback(clean: Client) -> None:
+    trainer = dt.Trainer(Raises(os.getpid(), nan=False), nn.CrossEntropyLoss(), torch.optim.SGD, observers=[])
+    with pytest.raises(ReplicaError, match=r"weights\.bin.*epoch 0, round 0 on worker tcp://") as caught:
+        trainer.fit(PROBLEMS[0].data, client=clean)
+    assert "in forward" in "".join(caught.value.__notes__)
+
+
+def test_nan_loss_names_round_shard_and_partition(clean: Client) -> None:
+    trainer = dt.Trainer(Raises(os.getpid(), nan=True), nn.CrossEntropyLoss(), torch.optim.SGD, observers=[])
+    with pytest.raises(NonFinite, match=r"round 0, shard \d, with rows of partition \d"):
+        trainer.fit(PROBLEMS[0].data, client=clean)
+
+
+class Unbuildable(nn.Linear):
+    """Cannot be unpickled outside the driver."""
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        if os.getpid() != state["driver"]:
+            raise ImportError("No module named 'secret'")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
+
+def test_replica_that_cannot_be_built_is_an_error_before_the_first_round(clean: Client) -> None:
+    model = Unbuildable(6, 3)
+    model.driver = os.getpid()  # type: ignore[assignment]
+    trainer = dt.Trainer(model, nn.CrossEntropyLoss(), torch.optim.SGD, observers=[])
+    with pytest.raises(AttachError, match="secret.*worker tcp://"):
+        trainer.fit(PROBLEMS[0].data, client=clean)
+
+
+def test_busy_workers_are_an_error_within_the_deadline(clean: Client) -> None:
+    def block() -> None:
+        Event("release").wait(30)
+
+    blockers = [clean.submit(block, workers=[worker], pure=False) for worker in clean.nthreads()]
+    wire = DaskWire(clean)
+    wire.open()
+    try:
+        with (
+            dask.config.set({"dasktrain.timeouts.attach": "1s"}),
+            pytest.raises(AttachError, match="start its lease within 1 s"),
+        ):
+            wire.attach(b"")
+        wire.close()
+    finally:
+        with clean.as_current():
+            Event("release").set()
+            wait(blockers)
+
+
+def test_no_workers_within_the_deadline() -> None:
+    with (
+        LocalCluster(n_workers=0, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+        dask.config.set({"dasktrain.timeouts.workers": "0.5s"}),
+        pytest.raises(AttachError, match=r"a worker within 0\.5 s"),
+    ):
+        PROBLEMS[0].fit(client)
+
+
+def test_killed_driver_leaves_nothing_on_the_cluster(clean: Client) -> None:
+    before = left_on(clean)
+    script = textwrap.dedent(
+        f"""
+        from distributed import Client
+        import dasktrain as dt
+        from tests.problems import PROBLEMS
+
+        class Says(dt.Observer):
+            def round(self, record):
+                print("round", flush=True)
+
+        client = Client({clean.scheduler.address!r})
+        PROBLEMS[0].trainer([Says()]).fit(PROBLEMS[0].data, batch_size=50, max_rounds=10**9, client=client)
+        """
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "round\n"
+    driver.kill()
+    driver.wait()
+    driver.stdout.close()
+    assert_left(clean, before)

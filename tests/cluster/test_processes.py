@@ -1,0 +1,105 @@
+"""A scheduler and workers started by hand, as on any real cluster."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from distributed import Client
+from torch import nn
+
+import dasktrain as dt
+from dasktrain.errors import AttachError
+from tests.problems import PROBLEMS, expected
+
+
+@contextmanager
+def started(*command: str, path: Path | None = None) -> Iterator[None]:
+    """Run ``dask ...``, with a folder that shadows installed packages; end it afterwards."""
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    dask = str(Path(sys.executable).with_name("dask"))
+    process = subprocess.Popen(
+        [dask, *command], env=environment, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def hand_made(folder: Path, workers: list[Path | None], scheduler: Path | None = None) -> Iterator[Client]:
+    """Start a scheduler and workers; a path shadows packages of that process."""
+    file = str(folder / "scheduler.json")
+    with started(
+        "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", file, "--host", "127.0.0.1", path=scheduler
+    ):
+        options = ("--scheduler-file", file, "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder))
+        from contextlib import ExitStack
+
+        with ExitStack() as stack:
+            for path in workers:
+                stack.enter_context(started("worker", *options, path=path))
+            with Client(scheduler_file=file, set_as_default=False, timeout=30) as client:
+                client.wait_for_workers(len(workers), timeout=60)
+                yield client
+
+
+def shadow(folder: Path, **packages: str) -> Path:
+    """Return a folder in which each of `packages` is a module of the given source."""
+    folder.mkdir()
+    for name, source in packages.items():
+        (folder / f"{name}.py").write_text(source)
+    return folder
+
+
+ABSENT = "raise ModuleNotFoundError('not installed on the scheduler')"
+
+
+def test_scheduler_needs_neither_torch_nor_dasktrain(tmp_path: Path) -> None:
+    bare = shadow(tmp_path / "bare", torch=ABSENT, dasktrain=ABSENT)
+    frame = pd.DataFrame({"x": np.arange(40.0), "y": ["a", "b"] * 20})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    with hand_made(tmp_path, [None, None], scheduler=bare) as client, client.as_current():
+        assert PROBLEMS[2].fit(client).digest == expected(PROBLEMS[2])
+        table = dd.read_parquet(tmp_path / "rows.parquet")
+        trainer = dt.Trainer(nn.Linear(1, 2), nn.CrossEntropyLoss(), torch.optim.SGD, observers=[])
+        result = trainer.fit(dt.Table(table, target="y"), epochs=1, client=client)
+        assert set(result.predict(table).compute()) <= {"a", "b"}
+        with pytest.raises(dt.errors.ReplicaError, match="round 0"):
+            dt.Trainer(_OnlyHere(os.getpid()), nn.CrossEntropyLoss(), torch.optim.SGD, observers=[]).fit(
+                PROBLEMS[0].data, client=client
+            )
+
+
+class _OnlyHere(nn.Module):
+    """Raises away from the driver; lives in a test module, which the workers do not have."""
+
+    def __init__(self, driver: int) -> None:
+        super().__init__()
+        self.linear, self.driver = nn.Linear(6, 3), driver
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if os.getpid() != self.driver:
+            raise ValueError("away")
+        return self.linear(x)
+
+
+def test_worker_with_another_torch_is_refused_by_name(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "torch-9.9.dist-info").mkdir(parents=True)
+    (other / "torch-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
+    with hand_made(tmp_path, [other]) as client, pytest.raises(AttachError, match=r"torch .* on tcp://.* it is 9\.9"):
+        PROBLEMS[0].fit(client)

@@ -1,0 +1,75 @@
+"""What dasktrain must compute, in one process and as plainly as can be: the oracle of the digest tests.
+
+It shares with dasktrain the plan (whose laws have tests of their own), the seeds and the digest; the rest is torch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dasktrain.plan import Plan, rows_only, shard_seed
+from dasktrain.state import digest
+
+
+def reference_digest(
+    X: np.ndarray,
+    y: np.ndarray,
+    partitions: Sequence[int],
+    build: Callable[[], nn.Module],
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    epochs: int,
+    batch_size: int,
+    shards: int = 8,
+    seed: int = 0,
+) -> str:
+    """Train with cross entropy on X and y, cut into partitions of so many rows, and return the digest."""
+    torch.manual_seed(seed)
+    model = build().train()
+    parameters, buffers = list(model.parameters()), list(model.buffers())
+    optimizer = make_optimizer(parameters)
+    plan = Plan(rows_only(partitions), shards, batch_size, seed)
+    starts = np.concatenate([[0], np.cumsum(partitions)])
+
+    def shard(number: int) -> list[Tensor] | None:
+        rows = plan.rows(epoch, round, number)
+        if len(rows) == 0:
+            return None
+        index = starts[rows.partition] + rows.row
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        torch.manual_seed(shard_seed(seed, epoch, round, number))
+        output = model(torch.from_numpy(X[index]))
+        loss = F.cross_entropy(output, torch.from_numpy(y[index]), reduction="none").sum()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        used = torch.tensor([gradient is not None for gradient in found], dtype=torch.float64)
+        return [used, *gradients, *(buffer.double() * len(rows) for buffer in buffers)]
+
+    def node(start: int, stop: int) -> list[Tensor] | None:
+        if stop - start == 1:
+            return shard(start)
+        half = 1
+        while half * 2 < stop - start:
+            half *= 2
+        left, right = node(start, start + half), node(start + half, stop)
+        if left is None or right is None:
+            return right if left is None else left
+        return [one + other for one, other in zip(left, right, strict=True)]
+
+    for epoch in range(epochs):
+        for round in range(plan.rounds):
+            before = [buffer.clone() for buffer in buffers]
+            total = node(0, shards)
+            assert total is not None
+            used, *sums = total
+            rows = float(plan.rows_of_round(round))
+            for parameter, gradient, shards_using_it in zip(parameters, sums, used, strict=False):
+                parameter.grad = gradient / rows if shards_using_it else None
+            optimizer.step()
+            for buffer, weighted in zip(buffers, sums[len(parameters) :], strict=True):
+                mean = weighted / rows
+                buffer.copy_(mean if buffer.is_floating_point() else mean.round())
+    return digest(model, optimizer)
