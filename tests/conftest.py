@@ -7,16 +7,29 @@ from time import monotonic
 
 import pytest
 import torch
+from distributed import Client, LocalCluster
+
+from tests.leftovers import assert_left, left_on
 
 PATIENCE = 10.0  # seconds for what a test started to end
 #: threads that libraries start once a process and never end
-LASTING = ("Dask-Offload", "Dask-Callback", "Profile", "IO loop", "AsyncProcess", "asyncio", "ThreadPoolExecutor", "TCP-Executor")
+LASTING = (
+    "Dask-Offload",
+    "Dask-Callback",
+    "Profile",
+    "IO loop",
+    "QueueFeeder",
+    "AsyncProcess",
+    "asyncio",
+    "ThreadPoolExecutor",
+    "TCP-Executor",
+)
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test that leaves a thread of ours, a process, or another torch state behind."""
-    shared = "cluster" in request.fixturenames or "clusters" in request.fixturenames
+    shared = {"cluster", "contract"} & set(request.path.parts)
     threads = set(threading.enumerate())
     children = set(multiprocessing.active_children())
     settings = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
@@ -31,3 +44,21 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         for child in set(multiprocessing.active_children()) - children:
             child.join(max(0.0, deadline - monotonic()))
             assert not child.is_alive(), f"leaked process {child}"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Client]:
+    """Two workers that tests must leave as they found them."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def clean(cluster: Client) -> Iterator[Client]:
+    """Assert that the test leaves no task, handler, topic or thread of ours on the shared cluster."""
+    before = left_on(cluster)
+    yield cluster
+    assert_left(cluster, before)

@@ -93,7 +93,10 @@ class DaskWire:
         """Run tasks wherever Dask likes and gather their results."""
         with _quiet_graphs():
             futures = self._client.compute(list(tasks))
-        results: list[Any] = self._client.gather(futures)
+        try:
+            results: list[Any] = self._client.gather(futures)
+        finally:
+            _release(futures)
         return results
 
     def place(self, kind: Kind, tasks: Sequence[Delayed], owners: Sequence[str]) -> None:
@@ -231,6 +234,8 @@ class DaskWire:
             with contextlib.suppress(TimeoutError):
                 self._wait(ending, seconds("timeouts.close"))
         self._client.cancel(list(self._leases.values()))
+        for futures in self._blocks.values():
+            _release(futures)
         self._leases, self._blocks = {}, {}
 
     def _wait(self, futures: list[Future], timeout: float | None = None) -> None:
@@ -252,6 +257,15 @@ async def _together(coroutines: Sequence[Any]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _release(futures: Sequence[Future]) -> None:
+    """Let go of results now, and not when the last traceback that mentions them is forgotten.
+
+    Not cancel: another run of this client may hold the same partitions.
+    """
+    for future in futures:
+        future.release()
 
 
 def _quiet_graphs() -> Any:

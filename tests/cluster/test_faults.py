@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import dasktrain as dt
 from dasktrain.errors import AttachError, NonFinite, ReplicaError, WorkerLost
 from dasktrain.wire.dask import DaskWire
-from tests.cluster.conftest import assert_left, left_on
+from tests.leftovers import assert_left, left_on
 from tests.problems import PROBLEMS, expected
 
 SECONDS = 10.0

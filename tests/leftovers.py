@@ -1,29 +1,9 @@
-"""Real clusters, few and shared."""
+"""What a run could leave behind on a cluster."""
 
-from collections.abc import Iterator
 from threading import Event
 from time import monotonic
 
-import pytest
-from distributed import Client, LocalCluster
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Client]:
-    """Two workers that tests must leave as they found them."""
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-@pytest.fixture
-def clean(cluster: Client) -> Iterator[Client]:
-    """Assert that the test leaves no task, handler, topic or thread of ours on the shared cluster."""
-    before = left_on(cluster)
-    yield cluster
-    assert_left(cluster, before)
+from distributed import Client
 
 
 def assert_left(client: Client, before: dict[str, object], patience: float = 10.0) -> None:
