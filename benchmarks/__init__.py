@@ -1,0 +1,1 @@
+"""Measurements, as JSON. Tests never time; benchmarks never assert."""

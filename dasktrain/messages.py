@@ -15,7 +15,7 @@ from dasktrain.errors import ReductionError
 Header = dict[str, Any]
 Vector = NDArray[Any]
 Kind = Literal["train", "evaluate"]
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "uint8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a round starts from: flat parameters (float32 or float64) and buffers (float64)."""
+    """What a round starts from: flat parameters (float32 or float64) and the bytes of all buffers (uint8)."""
 
     parameters: Vector
     buffers: Vector
@@ -45,7 +45,7 @@ class Partial:
     start: int
     stop: int
     vector: Vector | None  # (parameters,), the gradient of the loss's sum
-    sums: Vector | None  # (scalars,), float64: loss, weight, rows, metrics, buffers
+    sums: Vector | None  # (scalars,), float64: loss, weight, rows, metrics, changes of buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def encode_ask(task: Task, state: State) -> tuple[Header, list[Vector]]:
 def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
     """Turn header and raw frames back into a task and its state; the arrays are views of the frames."""
     parameters, buffers = frames
-    return Task(**header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "float64"))
+    return Task(**header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
 
 
 def encode_reply(reply: Answer | Failure) -> tuple[Header, list[Vector]]:

@@ -5,9 +5,10 @@ is the same one: deal cards round-robin and count what a hand holds. It is exact
 within one card, and costs the same for the millionth round as for the first.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +18,23 @@ from dasktrain.errors import PlanError
 Partitioning = Literal["block", "random", "stratified"]
 Shuffle = Literal["shard", "epoch", "global", False]
 Integers = NDArray[np.int64]
+Count = TypeVar("Count", int, Integers)
 
 PARTITIONINGS = ("block", "random", "stratified")
 SHUFFLES = ("shard", "epoch", "global", False)
 _DEAL, _ORDER, _WINDOW, _GLOBAL = range(4)  # what a stream of random numbers is for
 
 
-def dealt(cards: Integers | int, hands: int, first: int) -> Integers:
+def dealt(cards: Count, hands: int, first: int) -> Count:
     """Count what the `first` of `hands` hold once `cards` are dealt to them in turn."""
-    cards = np.asarray(cards, dtype=np.int64)
-    return cards // hands * first + np.minimum(cards % hands, first)
+    each, rest = divmod(cards, hands)
+    return each * first + (min(rest, first) if isinstance(rest, int) else np.minimum(rest, first))
 
 
 def shard_seed(seed: int, epoch: int, round: int, shard: int) -> int:
     """Return the 63-bit seed of everything random in one shard's contribution to one round."""
-    return int(np.random.SeedSequence((seed, epoch, round, shard)).generate_state(1, np.uint64)[0] >> 1)
+    where = f"{seed} {epoch} {round} {shard}".encode()
+    return int.from_bytes(hashlib.blake2b(where, digest_size=8).digest(), "little") >> 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Plan:
     shuffle: Shuffle = "shard"
     window: int = 65_536
     rows_per_class: Integers = field(init=False, repr=False)
+    num_rows: int = field(init=False)
     #: shard -> ((epoch, window), rows of that window in order): the latest window each shard has read from
     _latest: dict[int, tuple[tuple[int, int], Rows]] = field(init=False, repr=False, default_factory=dict)
 
@@ -88,6 +92,7 @@ class Plan:
         strata = np.asarray(self.strata, dtype=np.int64)
         object.__setattr__(self, "strata", strata.reshape(len(strata), -1))
         object.__setattr__(self, "rows_per_class", self.strata.sum(axis=0))
+        object.__setattr__(self, "num_rows", int(self.strata.sum()))
         for name, least in (("shards", 1), ("batch_size", 1), ("window", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise PlanError(f"{name} must be at least {least}, however it is {getattr(self, name)}")
@@ -100,18 +105,13 @@ class Plan:
             raise PlanError(f"The data must have rows, however {len(self.strata)} partitions hold none")
 
     @property
-    def num_rows(self) -> int:
-        """Rows of the data set."""
-        return int(self.rows_per_class.sum())
-
-    @property
     def rounds(self) -> int:
         """Rounds in an epoch."""
         return -(-self.num_rows // self.batch_size)
 
     def rows_of_round(self, round: int) -> int:
         """Count the rows of all shards in a round."""
-        return int(dealt(self.num_rows, self.rounds, round + 1) - dealt(self.num_rows, self.rounds, round))
+        return dealt(self.num_rows, self.rounds, round + 1) - dealt(self.num_rows, self.rounds, round)
 
     @property
     def fewest_rows(self) -> int:
@@ -121,7 +121,7 @@ class Plan:
     def _cursor(self, round: int, shard: int) -> int:
         """Count the rows a shard has seen before a round of its epoch."""
         seen = dealt(self.num_rows, self.rounds, round)
-        return int(dealt(seen, self.shards, shard + 1) - dealt(seen, self.shards, shard))
+        return dealt(seen, self.shards, shard + 1) - dealt(seen, self.shards, shard)
 
     def rows(self, epoch: int, round: int, shard: int) -> Rows:
         """Return the rows of one shard in one round of an epoch, in the order they are read."""
@@ -131,7 +131,7 @@ class Plan:
         pieces = []
         window = _hand_of(start, size, windows)
         while start < stop:
-            first = int(dealt(size, windows, window))
+            first = dealt(size, windows, window)
             rows = self._window(epoch, shard, window, windows)
             piece = slice(start - first, stop - first)
             pieces.append(Rows(rows.partition[piece], rows.row[piece]))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Block, gather
 from dasktrain.domain import pinned
 from dasktrain.errors import DasktrainError, NonFinite
@@ -17,7 +18,7 @@ from dasktrain.objective import Measure, Objective, measure
 from dasktrain.plan import Plan, Rows, shard_seed
 from dasktrain.reduce import fold, subtrees
 from dasktrain.strategies import Strategy, Sums
-from dasktrain.vector import FlatBuffers, FlatParameters, as_tensor
+from dasktrain.vector import FlatParameters, as_tensor
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,20 @@ class Job:
 ReadBlocks = Callable[[Kind, int], Block]
 
 
+@dataclass(slots=True)
+class Gradient:
+    """Memory to sum gradients in, and each parameter's part of it."""
+
+    vector: Tensor
+    views: list[Tensor]
+
+
+@dataclass(slots=True)
 class Sum:
-    """A sum under way: (parameters,) gradient, None without one; (scalars,) float64."""
+    """A sum under way: a gradient, None without one, and (scalars,) float64."""
 
-    __slots__ = ("scalars", "vector")
-
-    def __init__(self, vector: Tensor | None, scalars: np.ndarray) -> None:
-        self.vector = vector
-        self.scalars = scalars
+    gradient: Gradient | None
+    scalars: np.ndarray
 
 
 class Replica:
@@ -75,10 +82,10 @@ class Replica:
         self._buffers = FlatBuffers(self._module)
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
-        # Vectors to sum in. One that was answered with is free again when the next task arrives: the driver
-        # asks only after it has the last answer.
-        self._free: list[Tensor] = []
-        self._lent: list[Tensor] = []
+        # One that was answered with is free again when the next task arrives: the driver asks only after it
+        # has the last answer.
+        self._free: list[Gradient] = []
+        self._lent: list[Gradient] = []
 
     def __call__(self, task: Task, state: State) -> Answer | Failure:
         """Answer a task; whatever the user's code raises comes back as a Failure."""
@@ -103,10 +110,11 @@ class Replica:
         partials = []
         for start, stop in subtrees(task.start, task.stop, self.job.plans[task.kind].shards):
             node = fold(start, stop, lambda shard, into: contribute(task, shard, into), self._add)
-            vector = node.vector.numpy() if node is not None and node.vector is not None else None
-            if node is not None and node.vector is not None:
-                self._lent.append(node.vector)
-            partials.append(Partial(start, stop, vector, node.scalars if node is not None else None))
+            if node is not None and node.gradient is not None:
+                self._lent.append(node.gradient)
+                partials.append(Partial(start, stop, node.gradient.vector.numpy(), node.scalars))
+            else:
+                partials.append(Partial(start, stop, None, node.scalars if node is not None else None))
         return tuple(partials)
 
     # -- leaves -------------------------------------------------------------------------------------------
@@ -124,10 +132,10 @@ class Replica:
         scalars = self._scalars(output, batch, loss, weight)
         self._check_finite(float(scalars[0]), task, shard, rows)
         gradients = self.job.strategy.contribute(loss, self._trainable)
-        view = self.sums.layout.views(scalars)
-        view["used"][:] = [gradient is not None for gradient in gradients]
+        places = self.sums.layout.places
+        scalars[places["used"]] = [gradient is not None for gradient in gradients]
         if self._buffers.layout.size:
-            self._take_buffers(view["buffers"], len(batch.target))
+            self._buffers.changes(torch.from_numpy(scalars[places["buffers"]]), len(batch.target))
         return self._leaf(gradients, scalars, into)
 
     def _evaluate(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
@@ -150,21 +158,11 @@ class Replica:
 
     def _scalars(self, output: Tensor, batch: Batch, loss: Tensor, weight: Tensor) -> np.ndarray:
         scalars = np.zeros(self.sums.layout.size, dtype=np.float64)
-        view = self.sums.layout.views(scalars)
         scalars[:3] = float(loss.detach()), float(weight), len(batch.target)
         with torch.no_grad():
-            for row, metric in zip(view["metrics"], self.job.metrics.values(), strict=True):
-                row[:] = measure(metric, output.detach(), batch.target)
+            measured = [measure(metric, output.detach(), batch.target) for metric in self.job.metrics.values()]
+        scalars[self.sums.layout.places["metrics"]] = [part for pair in measured for part in pair]
         return scalars
-
-    def _take_buffers(self, out: np.ndarray, rows: int) -> None:
-        """Write buffers x rows, so that the sum over shards divided by all rows is their weighted mean."""
-        start = 0
-        for buffer in self._buffers.buffers.values():
-            stop = start + buffer.numel()
-            out[start:stop] = buffer.detach().reshape(-1).double().numpy()
-            start = stop
-        out *= rows
 
     def _check_finite(self, loss: float, task: Task, shard: int, rows: Rows) -> None:
         if not np.isfinite(loss):
@@ -178,23 +176,25 @@ class Replica:
     # -- sums ---------------------------------------------------------------------------------------------
 
     def _leaf(self, gradients: list[Tensor | None], scalars: np.ndarray, into: Sum | None) -> Sum:
-        vector = self._vector() if into is None or into.vector is None else into.vector
-        views = self._parameters.layout.views(vector).values()
-        if into is None:
-            for view, gradient in zip(views, gradients, strict=True):
+        if into is None or into.gradient is None:
+            fresh = self._memory()
+            for view, gradient in zip(fresh.views, gradients, strict=True):
                 view.zero_() if gradient is None else view.copy_(gradient)
-            return Sum(vector, scalars)
-        for view, gradient in zip(views, gradients, strict=True):
+            return Sum(fresh, scalars)
+        for view, gradient in zip(into.gradient.views, gradients, strict=True):
             view.add_(0.0 if gradient is None else gradient)  # adding 0 matters: -0.0 + 0 is +0.0
         into.scalars += scalars
         return into
 
     def _add(self, left: Sum, right: Sum) -> Sum:
         left.scalars += right.scalars
-        if left.vector is not None and right.vector is not None:
-            left.vector.add_(right.vector)
-            self._free.append(right.vector)
+        if left.gradient is not None and right.gradient is not None:
+            left.gradient.vector.add_(right.gradient.vector)
+            self._free.append(right.gradient)
         return left
 
-    def _vector(self) -> Tensor:
-        return self._free.pop() if self._free else torch.empty_like(self._parameters.vector)
+    def _memory(self) -> Gradient:
+        if self._free:
+            return self._free.pop()
+        vector = torch.empty_like(self._parameters.vector)
+        return Gradient(vector, list(self._parameters.layout.views(vector).values()))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dasktrain.buffers import FlatBuffers
 from dasktrain.errors import ModelError
 from dasktrain.messages import State
-from dasktrain.vector import FlatBuffers, FlatParameters
+from dasktrain.vector import FlatParameters
 
 MakeOptimizer = Callable[[Any], Optimizer]
 MakeScheduler = Callable[[Optimizer], Any]

@@ -31,7 +31,7 @@ class Sums:
     """Names for the float64 vector of scalars that travels with a partial.
 
     ``loss`` and ``weight`` of the round, ``rows``, for each metric its sum and weight, for each trainable
-    parameter the shards it took part in, for each buffer its value times the shard's rows.
+    parameter the shards it took part in, for each buffer its change times the shard's rows.
     """
 
     def __init__(self, metrics: Sequence[str], parameters: int, buffers: int) -> None:
@@ -79,7 +79,7 @@ class GradientAveraging:
         return [gradient.to_dense() if gradient is not None else None for gradient in gradients]
 
     def apply(self, state: TrainState, total: Partial, sums: Sums) -> dict[str, float]:
-        """Divide once by the exact sum of weights, clip, step, and take over the mean of the buffers."""
+        """Divide once by the exact sum of weights, clip, step, and add the buffers' mean change over rows."""
         assert total.vector is not None
         assert total.sums is not None
         view = sums.layout.views(total.sums)
@@ -97,9 +97,7 @@ class GradientAveraging:
         state.optimizer.step()
         state.parameters.store()
         if state.buffers.layout.size:
-            state.buffers.vector.copy_(torch.from_numpy(view["buffers"]) / float(view["rows"]))
-            state.buffers.load()
-            state.buffers.store()
+            state.buffers.add(torch.from_numpy(view["buffers"]) / float(view["rows"]))
         return figures
 
 

@@ -1,8 +1,9 @@
 """Named tensors and one flat vector: the only owner of the order in which names become floats."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -23,26 +24,28 @@ class Layout:
     ----------
     shapes
         name -> shape; ``()`` is a scalar and takes one element.
+
+    Attributes
+    ----------
+    size : int
+        Elements of the flat vector.
+    places : mapping
+        name -> its slice of the flat vector.
     """
 
     shapes: Mapping[str, Shape]
+    size: int = field(init=False)
+    places: Mapping[str, slice] = field(init=False)
 
-    @property
-    def size(self) -> int:
-        """Elements of the flat vector."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
-    def slices(self) -> Iterator[tuple[str, slice]]:
-        """Yield the place of each name."""
-        start = 0
-        for name, shape in self.shapes.items():
-            stop = start + math.prod(shape)
-            yield name, slice(start, stop)
-            start = stop
+    def __post_init__(self) -> None:
+        stops = list(accumulate(math.prod(shape) for shape in self.shapes.values()))
+        places = map(slice, [0, *stops], stops)
+        object.__setattr__(self, "size", stops[-1] if stops else 0)
+        object.__setattr__(self, "places", dict(zip(self.shapes, places, strict=True)))
 
     def views(self, flat: Array) -> dict[str, Array]:
         """Return each name's array, sharing memory with `flat` (size,)."""
-        return {name: flat[place].reshape(self.shapes[name]) for name, place in self.slices()}
+        return {name: flat[place].reshape(self.shapes[name]) for name, place in self.places.items()}
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -104,32 +107,6 @@ class FlatParameters:
         """Give every parameter memory of its own again."""
         for parameter in self.parameters.values():
             parameter.data = parameter.data.clone()
-
-
-class FlatBuffers:
-    """A module's buffers (running statistics, counters) as one float64 vector.
-
-    float64 holds every float32 and every count below 2**53 exactly, so a buffer that no shard changes
-    comes back from a weighted mean over shards with the same bits.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.buffers = dict(module.named_buffers())
-        self.layout = layout_of(self.buffers)
-        self.vector = torch.empty(self.layout.size, dtype=torch.float64)
-        self._views = self.layout.views(self.vector)
-        self.store()
-
-    def load(self) -> None:
-        """Carry the vector into the buffers, rounding to whole numbers where they are counts."""
-        for name, buffer in self.buffers.items():
-            view = self._views[name]
-            buffer.copy_(view if buffer.is_floating_point() else view.round())
-
-    def store(self) -> None:
-        """Carry the buffers into the vector."""
-        for name, buffer in self.buffers.items():
-            self._views[name].copy_(buffer)
 
 
 def _vector_dtype(parameters: Mapping[str, nn.Parameter]) -> torch.dtype:

@@ -46,7 +46,8 @@ def reference_digest(
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         used = torch.tensor([gradient is not None for gradient in found], dtype=torch.float64)
-        return [used, *gradients, *(buffer.double() * len(rows) for buffer in buffers)]
+        changes = [buffer.double() - value.double() for buffer, value in zip(buffers, before, strict=True)]
+        return [used, *gradients, *(change * len(rows) for change in changes)]
 
     def node(start: int, stop: int) -> list[Tensor] | None:
         if stop - start == 1:
@@ -69,7 +70,6 @@ def reference_digest(
             for parameter, gradient, shards_using_it in zip(parameters, sums, used, strict=False):
                 parameter.grad = gradient / rows if shards_using_it else None
             optimizer.step()
-            for buffer, weighted in zip(buffers, sums[len(parameters) :], strict=True):
-                mean = weighted / rows
-                buffer.copy_(mean if buffer.is_floating_point() else mean.round())
+            for buffer, value, change in zip(buffers, before, sums[len(parameters) :], strict=True):
+                buffer.copy_(value.double() + change / rows)
     return digest(model, optimizer)

@@ -49,11 +49,18 @@ ReadBlock = Callable[[int], Block]
 
 def gather(read: ReadBlock, rows: Rows) -> Batch:
     """Read `rows`, in their order, by whole-column gathers from each partition they touch."""
+    first = rows.partition[0]
+    if (rows.partition == first).all():
+        return _batch([read(int(first))], [torch.from_numpy(rows.row)], None)
     partitions = np.unique(rows.partition)
     places = [np.flatnonzero(rows.partition == partition) for partition in partitions]
     blocks = [read(int(partition)) for partition in partitions]
-    chosen = [torch.from_numpy(rows.row[place]) for place in places]
-    order = None if len(places) == 1 else torch.from_numpy(np.argsort(np.concatenate(places)))
+    back = torch.from_numpy(np.argsort(np.concatenate(places)))
+    return _batch(blocks, [torch.from_numpy(rows.row[place]) for place in places], back)
+
+
+def _batch(blocks: list[Block], chosen: list[Tensor], order: Tensor | None) -> Batch:
+    """Take the `chosen` rows of each block, one after the other, then put them in `order`."""
 
     def column(arrays: list[Array]) -> Tensor:
         pieces = [as_tensor(array).index_select(0, index) for array, index in zip(arrays, chosen, strict=True)]

@@ -93,7 +93,7 @@ class Table:
     target
         Column to predict, or a list of numeric columns to predict together.
     numeric, categorical
-        Columns to use as each; others are left out. None: all that their dtype makes so, and are not
+        Columns to use as each; an empty list for none. None: all that their dtype makes so and that are not
         named otherwise. :mod:`dasktrain.data.encoders` lists what becomes of each dtype.
     weight
         Column of sample weights, finite and >= 0. Not a feature.

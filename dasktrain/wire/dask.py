@@ -253,10 +253,11 @@ async def _together(coroutines: Sequence[Any]) -> list[Any]:
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
-    finally:
+    except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _release(futures: Sequence[Future]) -> None:

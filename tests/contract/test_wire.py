@@ -9,6 +9,7 @@ import torch
 from distributed import Client
 from torch import nn
 
+from dasktrain.buffers import FlatBuffers
 from dasktrain.data.source import strata
 from dasktrain.errors import ReplicaError
 from dasktrain.fleet import Joined
@@ -18,7 +19,7 @@ from dasktrain.reduce import subtrees
 from dasktrain.replica import Job, Replica
 from dasktrain.shipping import pack
 from dasktrain.strategies import GradientAveraging
-from dasktrain.vector import FlatBuffers, FlatParameters
+from dasktrain.vector import FlatParameters
 from dasktrain.wire import Wire
 from dasktrain.wire.dask import DaskWire
 from dasktrain.wire.local import LocalWire

@@ -1,0 +1,10 @@
+"""Run every benchmark, or those named: ``python -m benchmarks [empty_round one_worker_tax memory]``."""
+
+import subprocess
+import sys
+
+CASES = ("empty_round", "one_worker_tax", "memory")
+
+if __name__ == "__main__":
+    for case in sys.argv[1:] or CASES:
+        subprocess.run([sys.executable, "-m", f"benchmarks.{case}"], check=True)
