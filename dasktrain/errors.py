@@ -10,6 +10,7 @@ DasktrainError
     ├── AttachError                  a worker could not be used
     ├── WorkerLost                   a worker went away
     ├── ReplicaError                 the module, loss or metric raised on a worker
+    ├── WireError                    bytes on a connection were not a message
     ├── NonFinite                    a loss, gradient or weight was NaN or infinite
     └── ReductionError               partial sums were missing, doubled or of another round
 
@@ -64,6 +65,10 @@ class WorkerLost(RunError):
 
 class ReplicaError(RunError):
     """The module, the loss or a metric raised on a worker."""
+
+
+class WireError(RunError):
+    """Bytes on a connection were not a message of ours."""
 
 
 class NonFinite(RunError):

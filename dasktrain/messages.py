@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dasktrain.errors import ReductionError
+from dasktrain.errors import WireError
 
 Header = dict[str, Any]
 Vector = NDArray[Any]
@@ -113,5 +113,5 @@ def decode_reply(header: Header, frames: Sequence[Any]) -> Answer | Failure:
 
 def _array(frame: Any, dtype: str) -> Vector:
     if dtype not in DTYPES:
-        raise ReductionError(f"Arrays on the wire must be one of {DTYPES}, however one is {dtype!r}")
+        raise WireError(f"Arrays on the wire must be one of {DTYPES}, however one is {dtype!r}")
     return np.frombuffer(frame, dtype=dtype) if memoryview(frame).nbytes else np.empty(0, dtype=dtype)

@@ -6,9 +6,11 @@ nothing in between.
 
 import asyncio
 import contextlib
+import selectors
+import socket
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -18,14 +20,15 @@ import dask
 from dask.delayed import Delayed
 from dask.utils import parse_bytes, parse_timedelta
 from distributed import Client, Future, wait
-from distributed.comm import Comm, connect
+from distributed.comm import connect
 
-from dasktrain.errors import AttachError, BadInput
+from dasktrain.errors import AttachError, BadInput, DasktrainError
 from dasktrain.fleet import Event, Joined, Left
-from dasktrain.messages import Answer, Failure, Kind, State, Task, decode_reply, encode_ask
+from dasktrain.messages import Answer, Failure, Header, Kind, State, Task, decode_reply, encode_ask
 from dasktrain.shipping import by_value, pack, run_packed
 from dasktrain.wire import failed
-from dasktrain.wire.lease import Terms, lease, operation, unwrap, wrap
+from dasktrain.wire.channel import Channel, detach
+from dasktrain.wire.lease import Terms, lease, operation
 
 #: Overridden by ``dask.config`` under "dasktrain", for example DASK_DASKTRAIN__TIMEOUTS__ATTACH=2min
 DEFAULTS = {
@@ -66,9 +69,8 @@ class DaskWire:
         self._client = client
         self._blocks: dict[Kind, list[Future]] = {}
         self._leases: dict[str, Future] = {}
-        self._comms: dict[str, Comm] = {}
+        self._channels: dict[str, Channel] = {}
         self._events: list[Event] = []
-        self._loop: asyncio.Runner | None = None  # the driver's own: a round crosses no other thread
 
     # -- before the run -----------------------------------------------------------------------------------
 
@@ -122,7 +124,6 @@ class DaskWire:
         deadline = monotonic() + seconds("timeouts.attach")
         announced: SimpleQueue[str | Future] = SimpleQueue()
         topic = operation(self.run)
-        self._loop = asyncio.Runner()
         self._client.subscribe_topic(topic, lambda event: announced.put(event[1]["worker"]))
         try:
             for worker in self.workers:
@@ -131,8 +132,9 @@ class DaskWire:
             self._await_leases(announced, deadline)
         finally:
             self._client.unsubscribe_topic(topic)
+        asyncio.run(self._connect(deadline))
         keys = {kind: [future.key for future in futures] for kind, futures in self._blocks.items()}
-        self._loop.run(self._connect(replica, pack(dict, keys), deadline))
+        self._build(replica, pack(dict, keys), deadline)
         self._events += [Joined(worker) for worker in self.workers]
 
     def _lease(self, worker: str) -> Future:
@@ -164,59 +166,77 @@ class DaskWire:
                 raise AttachError(f"Worker {worker} must hold its lease, however {error}")
             waiting.discard(news)
 
-    async def _connect(self, replica: bytes, keys: bytes, deadline: float) -> None:
-        async def one(worker: str) -> None:
-            comm = await connect(
-                worker,
-                timeout=max(0.1, deadline - monotonic()),
-                deserialize=False,
-                **self._client.connection_args,
-            )
-            self._comms[worker] = comm
-            await comm.write({"op": operation(self.run), "run": self.run})
-            await comm.write(wrap({}, [replica, keys]))
-            reply = (await comm.read())["header"]
-            if "ready" not in reply:
-                failure = decode_reply(reply, [])
-                assert isinstance(failure, Failure)
-                raise failed(failure, worker)
+    async def _connect(self, deadline: float) -> None:
+        """Have every worker's server hand a connection to its lease."""
 
-        try:
-            async with asyncio.timeout(max(0.1, deadline - monotonic())):
-                await _together([one(worker) for worker in self.workers])
-        except (OSError, TimeoutError) as error:
-            raise AttachError(
-                f"Workers must be reachable from the driver, however {type(error).__name__}: {error}; run the "
-                "client where it can open connections to the workers"
-            ) from error
+        async def one(worker: str) -> None:
+            patience = max(0.1, deadline - monotonic())
+            comm = await connect(worker, timeout=patience, deserialize=False, **self._client.connection_args)
+            request = {"op": operation(self.run), "run": self.run}
+            if worker.startswith("inproc://"):
+                ours, theirs = socket.socketpair()
+                await comm.write(request | {"pair": theirs})
+                await comm.close()
+            else:
+                await comm.write(request)
+                while comm.stream.writing():
+                    await asyncio.sleep(0)
+                ours = detach(comm)
+            self._channels[worker] = Channel(ours)
+
+        with _reachable():
+            await asyncio.gather(*(one(worker) for worker in self.workers))
+
+    def _build(self, replica: bytes, keys: bytes, deadline: float) -> None:
+        """Have every lease build its replica, all at once."""
+        with _reachable():
+            for channel in self._channels.values():
+                channel.receive(max(0.1, deadline - monotonic()))  # the lease has taken over
+                channel.send({}, [replica, keys])
+            for worker, channel in self._channels.items():
+                header, _ = channel.receive(max(0.1, deadline - monotonic()))
+                if "ready" not in header:
+                    raise self._failed(header, worker)
+
+    @staticmethod
+    def _failed(header: Header, worker: str) -> DasktrainError:
+        failure = decode_reply(header, [])
+        assert isinstance(failure, Failure)
+        return failed(failure, worker)
+
+    # -- rounds -------------------------------------------------------------------------------------------
 
     def ask(self, tasks: Mapping[str, Task], state: State) -> list[Answer]:
-        """Send all tasks, then read all answers."""
-        assert self._loop is not None
-        return self._loop.run(self._exchange(tasks, state))
+        """Send all tasks, then read answers as they come; stop at the first worker that is lost."""
+        deadline = monotonic() + seconds("timeouts.round")
+        with selectors.DefaultSelector() as selector:
+            for worker, task in tasks.items():
+                try:
+                    self._channels[worker].send(*encode_ask(task, state))
+                except OSError as error:
+                    return self._lost(worker, error)
+                selector.register(self._channels[worker], selectors.EVENT_READ, worker)
+            answers: list[Answer] = []
+            while selector.get_map():
+                ready = selector.select(max(0.0, deadline - monotonic()))
+                if not ready:
+                    late = min(key.data for key in selector.get_map().values())
+                    return self._lost(late, TimeoutError("no answer within dasktrain.timeouts.round"))
+                for key, _ in ready:
+                    selector.unregister(key.fileobj)
+                    try:
+                        header, frames = self._channels[key.data].receive(max(0.1, deadline - monotonic()))
+                    except OSError as error:
+                        return self._lost(key.data, error)
+                    reply = decode_reply(header, frames)
+                    if isinstance(reply, Failure):
+                        raise failed(reply, key.data)
+                    answers.append(reply)
+        return answers
 
-    async def _exchange(self, tasks: Mapping[str, Task], state: State) -> list[Answer]:
-        async def one(worker: str, task: Task) -> Answer | None:
-            try:
-                await self._comms[worker].write(wrap(*encode_ask(task, state)))
-                message = await self._comms[worker].read()
-            except OSError as error:
-                self._events.append(Left(worker, f"{type(error).__name__}: {error}"))
-                raise
-            reply = decode_reply(message["header"], unwrap(message))
-            if isinstance(reply, Failure):
-                raise failed(reply, worker)
-            return reply
-
-        try:
-            async with asyncio.timeout(seconds("timeouts.round")):
-                answers = await _together([one(worker, task) for worker, task in tasks.items()])
-        except TimeoutError:
-            self._events += [Left(worker, "no answer in time") for worker in tasks]
-            return []
-        except OSError:
-            return []
-        return [answer for answer in answers if answer is not None]
+    def _lost(self, worker: str, error: OSError) -> list[Answer]:
+        self._events.append(Left(worker, f"{type(error).__name__}: {error}"))
+        return []
 
     def changes(self) -> list[Event]:
         """Return who joined and who left since the last call."""
@@ -225,10 +245,11 @@ class DaskWire:
 
     def close(self) -> None:
         """Close the connections, which ends the leases, and release the partitions."""
-        if self._loop is not None:
-            attached = self._loop.run(self._hang_up())
-            self._loop.close()
-            self._loop = None
+        attached = list(self._channels)
+        for channel in self._channels.values():
+            channel.close()
+        self._channels = {}
+        if attached:
             here = self._client.nthreads()  # a lease whose worker is gone has ended, whatever Dask thinks
             ending = [self._leases[worker] for worker in attached if worker in here]
             with contextlib.suppress(TimeoutError):
@@ -242,22 +263,17 @@ class DaskWire:
         with self._client.as_current():  # wait() asks for the current client, which need not be this one
             wait(futures, timeout=timeout)
 
-    async def _hang_up(self) -> list[str]:
-        await asyncio.gather(*(comm.close() for comm in self._comms.values()), return_exceptions=True)
-        attached, self._comms = list(self._comms), {}
-        return attached
 
-
-async def _together(coroutines: Sequence[Any]) -> list[Any]:
-    """Run coroutines at once; the first error cancels the others and is raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+@contextlib.contextmanager
+def _reachable() -> Iterator[None]:
+    """Turn what a connection raises before the first round into advice."""
     try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+        yield
+    except OSError as error:  # TimeoutError is one
+        raise AttachError(
+            f"Workers must be reachable from the driver, however {type(error).__name__}: {error}; run the client where "
+            "it can open connections to the workers"
+        ) from error
 
 
 def _release(futures: Sequence[Future]) -> None:

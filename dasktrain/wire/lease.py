@@ -1,33 +1,33 @@
 """The worker's side of the Dask wire: one long task that holds a worker for a run and owns its replica."""
 
 import asyncio
+import socket
 import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 from dask.sizeof import sizeof
 from distributed import get_worker, secede
 from distributed.comm import Comm
 from distributed.core import Status
-from distributed.protocol.serialize import Serialized
 from distributed.utils_comm import gather_from_workers
 from distributed.worker import Worker
-from typing_extensions import Buffer
 
 from dasktrain.errors import AttachError
 from dasktrain.messages import Answer, Failure, Header, State, Task, Vector, decode_ask, encode_reply
 from dasktrain.shipping import run_packed
+from dasktrain.wire.channel import Channel, detach
 
 Respond = Callable[[Task, State], Answer | Failure]
 #: torch's thread count and random generator belong to the process, so its replicas take turns.
 _TURN = threading.Lock()
-#: seconds between looks at whether a lease without a driver is still wanted
+#: seconds between looks at whether an idle lease is still wanted
 POLL = 0.2
 
 
@@ -66,77 +66,78 @@ def lease(terms: Terms) -> None:
         return  # Dask moved the task because its worker is gone; the driver has seen that
     secede()
     session = _Session()
-    worker.handlers[operation(terms.run)] = session.serve
+    worker.handlers[operation(terms.run)] = session.attach
     try:
         worker.log_event(operation(terms.run), {"worker": terms.address})
-        _answer(worker, session, terms)
+        channel = _attached(worker, session, terms)
+        if channel is not None:
+            try:
+                _answer(worker, channel, terms)
+            finally:
+                channel.close()
     finally:
         worker.handlers.pop(operation(terms.run), None)
 
 
-@dataclass
 class _Session:
-    """Hands messages from the worker's event loop to the lease's thread; None means the driver is gone."""
+    """Takes the driver's connection from the worker's server and hands it to the lease's thread."""
 
-    inbox: SimpleQueue[Any] = field(default_factory=SimpleQueue)
+    def __init__(self) -> None:
+        self.channels: SimpleQueue[Channel] = SimpleQueue()
 
-    async def serve(self, comm: Comm, run: str) -> str:
-        """Answer the driver's messages until its connection ends (a handler of the worker's server)."""
-        comm.deserialize = False  # frames stay frames: nothing on this connection is unpickled by Dask
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                message = await comm.read()
-                reply: asyncio.Future[Any] = loop.create_future()
-                self.inbox.put((message, reply, loop))
-                await comm.write(await reply)
-        except OSError:  # what Dask raises when a connection is closed or lost
-            return "dont-reply"
-        finally:
-            self.inbox.put(None)
+    def attach(self, comm: Comm, run: str, pair: socket.socket | None = None) -> str:
+        """Be a handler of the worker's server: keep the connection's socket.
+
+        `pair` is one end of a socket pair: what an ``inproc://`` connection, which has no socket, brings along.
+        """
+        self.channels.put(Channel(detach(comm) if pair is None else pair))
+        return "dont-reply"
 
 
-def _answer(worker: Worker, session: _Session, terms: Terms) -> None:
-    respond: Respond | None = None
-    item = _first(worker, session, terms)
-    while item is not None:
-        message, reply, loop = item
-        if respond is None:
-            respond, answer = _build(worker, message, terms)
-        else:
-            with _TURN:
-                answer = encode_reply(respond(*decode_ask(message["header"], unwrap(message))))
-        loop.call_soon_threadsafe(_set, reply, wrap(*answer))
-        item = session.inbox.get()  # the end of the connection puts None there
-
-
-def _first(worker: Worker, session: _Session, terms: Terms) -> Any:
-    """Return the driver's first message, or None once the lease is cancelled or its worker closes."""
+def _attached(worker: Worker, session: _Session, terms: Terms) -> Channel | None:
+    """Return the driver's connection, or None once the lease is no longer wanted."""
     key, deadline = worker.get_current_task(), monotonic() + terms.patience
     while monotonic() < deadline:
         with suppress(Empty):
-            return session.inbox.get(timeout=POLL)
+            return session.channels.get(timeout=POLL)
         task = worker.state.tasks.get(key)
-        if task is None or task.state == "cancelled" or worker.status not in (Status.running, Status.paused):
+        if task is None or task.state == "cancelled" or _closing(worker):
             return None
     raise AttachError(f"A driver must attach within {terms.patience:g} s, however none did")
 
 
-def _build(worker: Worker, message: Header, terms: Terms) -> tuple[Respond | None, tuple[Header, list[Vector]]]:
+def _closing(worker: Worker) -> bool:
+    return worker.status not in (Status.running, Status.paused)
+
+
+def _answer(worker: Worker, channel: Channel, terms: Terms) -> None:
+    """Build the replica and answer tasks until the connection ends or the worker closes."""
+    respond: Respond | None = None
+    with suppress(OSError):  # the connection ended, and with it the lease
+        channel.send({"attached": terms.run})
+        while True:
+            while not channel.readable(POLL):
+                if _closing(worker):
+                    return
+            header, frames = channel.receive()
+            if respond is None:
+                respond, reply = _build(worker, frames, terms)
+            else:
+                with _TURN:
+                    reply = encode_reply(respond(*decode_ask(header, frames)))
+            channel.send(*reply)
+
+
+def _build(worker: Worker, frames: Sequence[Any], terms: Terms) -> tuple[Respond | None, tuple[Header, list[Vector]]]:
     """Make the replica from the driver's first message."""
     try:
-        replica, keys = (bytes(frame) for frame in unwrap(message))
+        replica, keys = map(bytes, frames)
         read = _Blocks(worker, run_packed(keys), terms)
         with _TURN:
             return run_packed(replica, read), ({"ready": True}, [])
     except Exception as error:
         text = f"A replica must be built on every worker, however {type(error).__name__}: {error}"
         return None, encode_reply(Failure("AttachError", text, traceback.format_exc()))
-
-
-def _set(reply: "asyncio.Future[Any]", value: Any) -> None:
-    if not reply.done():
-        reply.set_result(value)
 
 
 class _Blocks:
@@ -183,23 +184,3 @@ class _Blocks:
         holders = await self._worker.scheduler.who_has(keys=[key])
         data, *_ = await gather_from_workers(holders, rpc=self._worker.rpc, who=self._worker.address)
         return dict(data)
-
-
-# -- header and arrays as one Dask message ----------------------------------------------------------------
-
-
-def wrap(header: Header, arrays: Sequence[Vector | bytes]) -> Header:
-    """Return a Dask message that carries arrays as they lie in memory.
-
-    The arrays must not change until the peer has them. Dask's write() returns before that; a reply to
-    this message is what says so.
-    """
-    views = [memoryview(cast(Buffer, array)) for array in arrays]
-    frames = [view.cast("B") if view.nbytes else b"" for view in views]
-    return {"op": "dasktrain", "header": header, "frames": Serialized({}, frames)}
-
-
-def unwrap(message: Header) -> Sequence[Any]:
-    """Return the raw frames of a message made by `wrap`."""
-    frames: Sequence[Any] = message["frames"].frames
-    return frames

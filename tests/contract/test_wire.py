@@ -130,18 +130,18 @@ def test_close_may_be_called_at_any_time_and_again(wire: Wire) -> None:
 
 def test_large_messages_arrive_whole(wire: Wire) -> None:
     """More than a socket takes at once, and changed by the driver as soon as the answer is there."""
-    wide = nn.Sequential(nn.Linear(6, 400_000), nn.Linear(400_000, 3))
-    state, _ = attached(wire, wide)
-    task = {worker: Task("r", "train", 0, 0, place, place + 1) for place, worker in enumerate(wire.workers)}
-    first = [answer.partials[0].vector for answer in wire.ask(task, state)]
-    first = [vector.copy() for vector in first if vector is not None]
-    before = state.parameters.copy()
+    state, _ = attached(wire, nn.Sequential(nn.Linear(6, 400_000), nn.Linear(400_000, 3)))
+    tasks = {worker: Task("r", "train", 0, 0, place, place + 1) for place, worker in enumerate(wire.workers)}
+
+    def gradients() -> dict[int, np.ndarray]:
+        answers = wire.ask(tasks, state)
+        return {answer.task.start: np.array(answer.partials[0].vector) for answer in answers}
+
+    first, before = gradients(), state.parameters.copy()
     state.parameters[:] = 0
-    wire.ask(task, state)
+    gradients()
     state.parameters[:] = before
-    for vector, answer in zip(first, wire.ask(task, state), strict=True):
-        assert answer.partials[0].vector is not None
-        np.testing.assert_array_equal(vector, answer.partials[0].vector)
+    np.testing.assert_equal(gradients(), first)
 
 
 def test_client_stays_usable(clean: Client) -> None:
