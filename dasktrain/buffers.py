@@ -78,7 +78,7 @@ class FlatBuffers:
         for name, change in self.layout.views(changes).items():
             start = _real(self._starts[name])
             if start.is_floating_point():
-                start.copy_(start.double() + change)
+                start.copy_(torch.where(change == 0, start, _finite(start) + change))
             elif start.dtype == torch.bool:
                 start.copy_(start.double() + change > 0.5)
             else:
@@ -90,9 +90,13 @@ def _real(buffer: Tensor) -> Tensor:
     return torch.view_as_real(buffer) if buffer.is_complex() else buffer
 
 
+def _finite(values: Tensor) -> Tensor:
+    return values.double().nan_to_num(0.0, 0.0, 0.0)
+
+
 def _difference(after: Tensor, before: Tensor) -> Tensor:
-    """Return after - before in float64, exactly 0 where nothing changed (minus infinity, NaN)."""
+    """Return after - before in float64, exactly 0 where nothing changed; a change from infinity is one from 0."""
     if not after.is_floating_point():
         return (after.long() - before.long()).double()
     same = (after == before) | (after.isnan() & before.isnan())
-    return (after.double() - before.double()).masked_fill(same, 0.0)
+    return (after.double() - _finite(before)).masked_fill(same, 0.0)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
@@ -51,14 +52,11 @@ class Driver:
 
     def drive(self) -> None:
         """Run rounds until epochs, rounds, an observer or an interrupt end them."""
-        with pinned(self.run.threads):
+        with pinned(self.run.threads), ExitStack() as ends:  # each end is called, whatever the others raise
             for observer in self.observers:
+                ends.callback(observer.end)
                 observer.start(self.run)
-            try:
-                self._rounds()
-            finally:
-                for observer in self.observers:
-                    observer.end()
+            self._rounds()
 
     def _rounds(self) -> None:
         state = self.run.state
@@ -66,13 +64,14 @@ class Driver:
             started = perf_counter()
             total = self._ask("train", epoch, round)
             figures = self.strategy.apply(state, total, self.sums)
-            record = self._round_record(epoch, round, total, started) | figures
+            record = self._round_record(epoch, round, total, started, figures)
             if state.scheduler and self.schedule_every == "round":
                 state.scheduler.step()
             self._ended_by(done)
             wishes = self._tell("round", record)
             if round + 1 == self.plan.rounds or wishes or self.ended != "epochs":
-                wishes |= self._tell("epoch", self._finish_epoch(epoch, round))
+                record = self._finish_epoch(epoch, round)
+                wishes |= self.ended != "interrupt" and self._tell("epoch", record)
             if wishes and self.ended == "epochs":
                 self.ended = "observer"
             if self.ended != "epochs":
@@ -111,11 +110,13 @@ class Driver:
 
     # -- records ------------------------------------------------------------------------------------------
 
-    def _round_record(self, epoch: int, round: int, total: Partial, started: float) -> Record:
+    def _round_record(
+        self, epoch: int, round: int, total: Partial, started: float, figures: dict[str, float]
+    ) -> Record:
         assert total.sums is not None
         self._epoch_sums = self._epoch_sums + total.sums
         rows, seconds = self.plan.rows_of_round(round), perf_counter() - started
-        record = {"epoch": epoch, "round": round, "rows": rows, **self.sums.means(total)}
+        record = {"epoch": epoch, "round": round, "rows": rows, **self.sums.means(total), **figures}
         record |= {
             "learning_rate": self.run.state.learning_rate,
             "seconds": seconds,
@@ -139,7 +140,7 @@ class Driver:
             "seconds": seconds,
             "rows_per_second": rows / seconds,
         }
-        if state.scheduler and self.schedule_every == "epoch":
+        if state.scheduler and self.schedule_every == "epoch" and self.ended != "interrupt":
             if isinstance(state.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 state.scheduler.step(float(record["valid_loss" if self.evaluation else "loss"]))
             else:

@@ -14,7 +14,7 @@ Returned = Tensor | float | tuple[Tensor | float, Tensor | float]
 Measure = Callable[[Tensor, Tensor], Returned]
 
 #: torch losses whose target is a class number and not of the output's shape
-_BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+_BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
 
 
 class Objective:
@@ -42,6 +42,7 @@ class Objective:
     def __init__(self, loss: Measure) -> None:
         self._loss = loss
         self._builtin = isinstance(loss, nn.modules.loss._Loss)
+        self._row: Callable[..., Tensor] = torch.mean  # from the values of a row to that of the row
         if isinstance(loss, nn.modules.loss._Loss):
             if loss.reduction == "sum":
                 raise ModelError(
@@ -50,6 +51,7 @@ class Objective:
                 )
             self._loss = copy.deepcopy(loss)
             self._loss.reduction = "none"
+            self._row = torch.sum if loss.reduction == "batchmean" else torch.mean
 
     def __call__(self, output: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the differentiable sum of the losses of all rows, and the sum of their weights (float64)."""
@@ -69,8 +71,8 @@ class Objective:
         if len(returned) != rows:
             raise ModelError(f"A loss must return a value a row, however it returned {len(returned)} for {rows}")
         if isinstance(self._loss, nn.CrossEntropyLoss | nn.NLLLoss) and not target.is_floating_point():
-            return _summed(returned, self._class_shares(target), weight)
-        return _summed(returned, None, weight)
+            return _summed(_rows(returned, torch.sum), _rows(self._class_shares(target).double(), torch.sum), weight)
+        return _summed(_rows(returned, self._row), torch.ones(rows, dtype=torch.float64), weight)
 
     def _class_shares(self, target: Tensor) -> Tensor:
         """Return each target's part of torch's denominator: its class weight, or 0 if it is ignored."""
@@ -110,7 +112,11 @@ def measure(metric: Measure, output: Tensor, target: Tensor) -> tuple[float, flo
         total, weight = returned
         return float(total), float(weight)
     rows, values = len(target), torch.as_tensor(returned, dtype=torch.float64)
-    return float(values.mean()) * rows if values.ndim == 0 else float(_per_row(values).sum()), float(rows)
+    if values.ndim == 0:
+        return float(values) * rows, float(rows)
+    if len(values) != rows:
+        raise ModelError(f"A metric must return a value a row, however it returned {len(values)} for {rows}")
+    return float(_rows(values, torch.mean).sum()), float(rows)
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -123,18 +129,13 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     return (output.reshape(target.shape) > 0) == (target > 0.5)
 
 
-def _summed(values: Tensor, shares: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum (rows, ...) values; `shares` (rows, ...) is the denominator, None for one a row."""
-    if shares is None:
-        rows = _per_row(values)
-        denominator = torch.ones(len(rows), dtype=torch.float64)
-    else:
-        rows, denominator = values.flatten(1).sum(1) if values.ndim > 1 else values, shares.double()
-        denominator = denominator.flatten(1).sum(1) if denominator.ndim > 1 else denominator
+def _summed(values: Tensor, shares: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum (rows,) values and their shares of the denominator, weighted."""
     if weight is None:
-        return rows.sum(), denominator.sum()
-    return (rows * weight.to(rows.dtype)).sum(), (denominator * weight).sum()
+        return values.sum(), shares.sum()
+    return (values * weight.to(values.dtype)).sum(), (shares * weight).sum()
 
 
-def _per_row(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
+def _rows(values: Tensor, of_row: Callable[..., Tensor]) -> Tensor:
+    """Reduce (rows, ...) to (rows,)."""
+    return of_row(values.flatten(1), dim=1) if values.ndim > 1 else values

@@ -99,6 +99,8 @@ class EarlyStopping(Observer):
     ) -> None:
         if patience < 1 or min_delta < 0:
             raise BadInput(f"patience must be >= 1 and min_delta >= 0, however they are {patience} and {min_delta}")
+        if mode not in (None, "min", "max"):
+            raise BadInput(f'mode must be "min", "max" or None, however it is {mode!r}')
         self.monitor, self.patience, self.min_delta, self.restore_best = (
             monitor,
             patience,
@@ -122,6 +124,7 @@ class EarlyStopping(Observer):
                 f"{nearest(self.monitor, list(record))}"
             )
         value = self._sign * record[self.monitor]
+        value = math.inf if math.isnan(value) else value
         if value < self.best - self.min_delta or self.best_epoch is None:
             self.best, self.best_epoch = value, record["epoch"]
             self._snapshot = self._run.state.snapshot() if self.restore_best else None

@@ -66,7 +66,8 @@ class Plan:
     partition
         How rows are dealt to shards. ``"block"``: contiguous runs of partitions in their order. ``"random"``:
         the same over partitions in a random order. ``"stratified"``: every shard, window and (nearly) every
-        round has the data set's mix of classes; each class is cut contiguously.
+        round has the data set's mix of classes, to within a row a class and shard; each class is cut
+        contiguously. A class with fewer rows in a shard than the shard has windows is in some of them.
     shuffle
         ``"shard"``: each epoch permutes a shard's partition order and its rows within windows; shards keep
         their rows, so no data moves between epochs. ``"epoch"``: partitions are dealt anew each epoch; up to
@@ -90,7 +91,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         strata = np.asarray(self.strata, dtype=np.int64)
-        object.__setattr__(self, "strata", strata.reshape(len(strata), -1))
+        object.__setattr__(
+            self, "strata", strata.reshape(len(strata), -1) if strata.size else strata.reshape(len(strata), 1)
+        )
         object.__setattr__(self, "rows_per_class", self.strata.sum(axis=0))
         object.__setattr__(self, "num_rows", int(self.strata.sum()))
         for name, least in (("shards", 1), ("batch_size", 1), ("window", 1), ("seed", 0)):
@@ -185,7 +188,8 @@ class Plan:
             pieces.append(self._locate(epoch, shard, label, int(run_start[label]), int(run_length[label]), index))
             rank = rng.permutation(n) if self.shuffle else np.arange(n)
             places.append((rank + 0.5) / n)  # evenly through the window, so that its rounds have its mix
-        order = np.argsort(np.concatenate(places), kind="stable")
+        # Turned by one row a shard, or all shards would read the same class in the same round.
+        order = np.roll(np.argsort(np.concatenate(places), kind="stable"), -shard if len(places) > 1 else 0)
         return Rows(
             np.concatenate([piece.partition for piece in pieces])[order],
             np.concatenate([piece.row for piece in pieces])[order],

@@ -14,7 +14,7 @@ from torch import nn
 from dasktrain.data.arrays import ArrayEncoding, as_features
 from dasktrain.data.block import tensors
 from dasktrain.data.source import Encoding
-from dasktrain.data.table import PANDAS_PARTITIONS
+from dasktrain.data.table import TableEncoding, from_pandas
 from dasktrain.data.target import Labels
 from dasktrain.errors import BadInput
 from dasktrain.shipping import pack, run_packed
@@ -47,11 +47,15 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
     # One value in the graph: Dask moves it to each worker once, however many partitions there are.
     shipped = dask.delayed(pack(_Predictor, module, encoding, kind), pure=True)
     if isinstance(encoding, ArrayEncoding):
+        if isinstance(data, pd.DataFrame | dd.DataFrame):
+            raise BadInput(f"This model predicts for Dask and NumPy arrays, however it was given {type(data)}")
         return _over_array(shipped, encoding, data, kind)
     if isinstance(data, pd.DataFrame):
-        data = dd.from_pandas(data, npartitions=PANDAS_PARTITIONS, sort=False)
+        data = from_pandas(data)
     if not isinstance(data, dd.DataFrame):
         raise BadInput(f"This model predicts for Dask and pandas DataFrames, however it was given {type(data)}")
+    assert isinstance(encoding, TableEncoding)
+    encoding.check(data._meta)
     with dask.config.set({"optimization.tune.active": False}):
         return dd.map_partitions(
             run_packed,
@@ -110,7 +114,8 @@ def _framed(encoding: Encoding, values: Any, index: Any) -> Any:
     if np.ndim(values) > 1:
         names = target.values if isinstance(target, Labels) else target.names
         return pd.DataFrame(values, index=index, columns=list(names))
-    return pd.Series(values, index=index, name=target.name if isinstance(target, Labels) else target.names[0])
+    name = target.name if isinstance(target, Labels) else target.names[0]
+    return pd.Series(values, index=index, name=name, dtype=values.dtype)  # or pandas would guess again
 
 
 def _frame_meta(encoding: Encoding, kind: Kind, data: dd.DataFrame) -> Any:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from dasktrain.data.block import Batch
-from dasktrain.data.source import Schema
+from dasktrain.data.source import Input, Schema
 from dasktrain.data.target import Labels, Target
 from dasktrain.errors import DasktrainError, ModelError, PlanError
 from dasktrain.objective import Measure, Objective, measure
 from dasktrain.plan import Plan
 from dasktrain.shipping import check_ships
 from dasktrain.strategies import Strategy
-from dasktrain.vector import trainable
+from dasktrain.vector import FlatParameters, trainable
 
 
 def check(
@@ -47,7 +47,8 @@ def _try(
     plan: Plan,
     batch: Batch,
 ) -> None:
-    shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch.inputs)
+    shapes = ", ".join(_shape(part) for part in batch.inputs)
+    FlatParameters(module)  # refuses a module without anything to train
     try:
         output = module(*batch.inputs)
     except Exception as error:
@@ -70,7 +71,10 @@ def _try(
 
 
 def _shape(value: object) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else str(type(value))
+    if not isinstance(value, Tensor):
+        return str(type(value))
+    reach = "" if value.is_floating_point() else f" from {int(value.min())} to {int(value.max())}"
+    return f"{tuple(value.shape)} {value.dtype}{reach}"
 
 
 def _needs_two_rows(module: nn.Module) -> bool:
@@ -90,14 +94,20 @@ def sample(schema: Schema, target: Target, rows: int, weighted: bool) -> Batch:
     """Make up a batch that is as wide, and whose integers are as large, as any of the data."""
     return Batch(
         inputs=tuple(
-            torch.zeros(rows, *part.shape)
-            if part.bounds is None
-            else torch.tensor(part.bounds).sub(1).expand(rows, *part.shape).clone()
-            for part in schema.inputs
+            torch.zeros(rows, *part.shape) if part.bounds is None else _integers(part, rows) for part in schema.inputs
         ),
         target=_sample_target(target, rows),
         weight=torch.ones(rows, dtype=torch.float64) if weighted else None,
     )
+
+
+def _integers(part: Input, rows: int) -> Tensor:
+    """Return (rows, ...) of the largest integers, every other one the smallest if that is below zero."""
+    assert part.bounds is not None
+    values = torch.tensor(part.bounds).sub(1).expand(rows, *part.shape).clone()
+    if part.least < 0:
+        values.view(-1)[::2] = part.least
+    return values
 
 
 def _sample_target(target: Target, rows: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The module on a worker: parameters and rows in, partial sums out. A pure function of its task."""
 
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ class Replica:
         output = self._module(*batch.inputs)
         loss, weight = self._objective(output, batch.target, batch.weight)
         scalars = self._scalars(output, batch, loss, weight)
-        self._check_finite(float(scalars[0]), task, shard, rows)
+        if not math.isfinite(scalars.sum()):
+            self._check_finite(scalars, f"epoch {task.epoch}, round {task.round}, shard {shard}", rows)
         gradients = self.job.strategy.contribute(loss, self._trainable)
         places = self.sums.layout.places
         scalars[places["used"]] = [gradient is not None for gradient in gradients]
@@ -151,6 +153,8 @@ class Replica:
                 batch = gather(lambda partition: self._read("evaluate", partition), rows)
                 output = self._module(*batch.inputs)
                 scalars = self._scalars(output, batch, *self._objective(output, batch.target, batch.weight))
+                if not math.isfinite(scalars.sum()):
+                    self._check_finite(scalars, f"validation after epoch {task.epoch}, shard {shard}", rows)
                 total = scalars if total is None else total + scalars
         if total is None:
             return into
@@ -164,14 +168,21 @@ class Replica:
         scalars[self.sums.layout.places["metrics"]] = [part for pair in measured for part in pair]
         return scalars
 
-    def _check_finite(self, loss: float, task: Task, shard: int, rows: Rows) -> None:
-        if not np.isfinite(loss):
-            partitions = ", ".join(map(str, np.unique(rows.partition)))
-            raise NonFinite(
-                f"A loss must be finite, however it is {loss} in epoch {task.epoch}, round {task.round}, shard "
-                f"{shard}, with rows of partition {partitions}; look for extreme values there, or lower the "
-                "learning rate"
-            )
+    def _check_finite(self, scalars: np.ndarray, where: str, rows: Rows) -> None:
+        """Raise NonFinite naming the figure to blame, where it was found and the partitions that were read."""
+        figures = {"The loss": scalars[0]} | {
+            f"Metric {name!r}": value for name, (value, _) in zip(self.job.metrics, self._metrics(scalars), strict=True)
+        }
+        for name, value in figures.items():
+            if not np.isfinite(value):
+                partitions = ", ".join(map(str, np.unique(rows.partition)))
+                raise NonFinite(
+                    f"{name} must be finite, however it is {value} in {where}, with rows of partition {partitions}; "
+                    "look for extreme values there, or lower the learning rate"
+                )
+
+    def _metrics(self, scalars: np.ndarray) -> np.ndarray:
+        return scalars[self.sums.layout.places["metrics"]].reshape(-1, 2)
 
     # -- sums ---------------------------------------------------------------------------------------------
 

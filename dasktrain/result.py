@@ -61,7 +61,8 @@ class Result:
             "window": plan.window,
             "torch": torch.__version__,
         }
-        tensors = dict(named_state(state.module, state.optimizer))
+        # Copies, so that training the model on does not change what is saved.
+        tensors = {name: tensor.clone() for name, tensor in named_state(state.module, state.optimizer)}
         return Result(
             state.module.eval(),
             driver.history,
@@ -122,14 +123,20 @@ def load(url: str, model: Any) -> Result:
         The module has other parameters than the saved one.
     """
     tensors, facts = load_state(str(url))
-    tensors = dict(sorted(tensors.items(), key=_digest_order))
-    if digest_of(tensors.items()) != facts["digest"]:
+    try:
+        tensors = dict(sorted(tensors.items(), key=_digest_order))
+        digest, settings, ended = (facts[name] for name in ("digest", "settings", "ended"))
+        encoding = encoding_from_json(facts["encoding"])
+        history = History(facts["history"]["epochs"], facts["history"]["rounds"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(
+            f"{url} must hold a saved result, however {type(error).__name__}: {error}; save it again"
+        ) from error
+    if digest_of(tensors.items()) != digest:
         raise BadInput(f"{url} must hold the state its digest names, however it differs; save it again")
-    encoding = encoding_from_json(facts["encoding"])
     module = model if isinstance(model, nn.Module) else _built(model, encoding.schema)
     _fill(module, tensors)
-    history = History(facts["history"]["epochs"], facts["history"]["rounds"])
-    return Result(module.eval(), history, encoding, facts["digest"], facts["settings"], facts["ended"], tensors)
+    return Result(module.eval(), history, encoding, digest, settings, ended, tensors)
 
 
 def _built(model: Any, schema: Schema) -> nn.Module:
@@ -147,14 +154,20 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     for name in sorted(own.keys() ^ saved):
         where = "saved state" if name in saved else "module"
         raise ModelError(f"The module must have the saved tensors, however only the {where} has {name!r}")
+    faults = [
+        f"{name!r} is {_kind(tensor)} and was {_kind(tensors[name])}"
+        for name, tensor in sorted(own.items())
+        if _kind(tensor) != _kind(tensors[name])
+    ]
+    if faults:
+        raise ModelError(f"Tensors must have their saved shape and dtype, however {'; '.join(faults[:10])}")
     with torch.no_grad():
         for name, tensor in own.items():
-            if tensor.shape != tensors[name].shape:
-                raise ModelError(
-                    f"{name!r} must have the saved shape {tuple(tensors[name].shape)}, however it is "
-                    f"{tuple(tensor.shape)}"
-                )
             tensor.copy_(tensors[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def _digest_order(item: tuple[str, Tensor]) -> tuple[Any, ...]:

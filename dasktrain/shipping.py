@@ -57,8 +57,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._registered: list[ModuleType] = []
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, (type, FunctionType)):
-            module = sys.modules.get(obj.__module__ or "")
+        if isinstance(obj, (type, FunctionType, ModuleType)):
+            module = obj if isinstance(obj, ModuleType) else sys.modules.get(obj.__module__ or "")
             if module is not None and _is_users(module) and module.__name__ not in _by_value():
                 cloudpickle.register_pickle_by_value(module)
                 self._registered.append(module)

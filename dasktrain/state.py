@@ -23,7 +23,8 @@ MakeScheduler = Callable[[Optimizer], Any]
 class Snapshot:
     """A copy of everything that training changes."""
 
-    module: dict[str, Tensor]
+    parameters: Tensor
+    buffers: Tensor
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
 
@@ -91,7 +92,8 @@ class TrainState:
         """Copy everything that training changes."""
         return copy.deepcopy(
             Snapshot(
-                self.module.state_dict(),
+                self.parameters.vector,
+                self.buffers.vector,
                 self.optimizer.state_dict(),
                 self.scheduler.state_dict() if self.scheduler else None,
             )
@@ -100,12 +102,13 @@ class TrainState:
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this state."""
         snapshot = copy.deepcopy(snapshot)
-        self.module.load_state_dict(snapshot.module)
+        self.parameters.vector.copy_(snapshot.parameters)
+        self.parameters.load()
+        self.buffers.vector.copy_(snapshot.buffers)
+        self.buffers.load()
         self.optimizer.load_state_dict(snapshot.optimizer)
         if self.scheduler and snapshot.scheduler is not None:
             self.scheduler.load_state_dict(snapshot.scheduler)
-        self.parameters.store()
-        self.buffers.store()
 
 
 def named_state(module: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dasktrain.errors import BadInput, NonFinite
 from dasktrain.messages import Partial
 from dasktrain.state import TrainState
-from dasktrain.vector import Layout
+from dasktrain.vector import Layout, as_tensor
 
 #: elements summed at a time in a norm; fixed, since another cut would round differently
 NORM_BLOCK = 4096
@@ -83,7 +83,7 @@ class GradientAveraging:
         assert total.vector is not None
         assert total.sums is not None
         view = sums.layout.views(total.sums)
-        gradient = torch.from_numpy(total.vector)
+        gradient = torch.from_numpy(total.vector if total.vector.flags.writeable else total.vector.copy())
         gradient.div_(float(view["weight"]))
         figures: dict[str, float] = {}
         if self.clip_norm is not None:
@@ -97,7 +97,7 @@ class GradientAveraging:
         state.optimizer.step()
         state.parameters.store()
         if state.buffers.layout.size:
-            state.buffers.add(torch.from_numpy(view["buffers"]) / float(view["rows"]))
+            state.buffers.add(as_tensor(view["buffers"]) / float(view["rows"]))
         return figures
 
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -22,13 +23,15 @@ from dasktrain.observe import Observer, Progress, Run
 from dasktrain.plan import Partitioning, Plan, Shuffle
 from dasktrain.replica import Job, Replica
 from dasktrain.result import Result
-from dasktrain.shipping import pack
+from dasktrain.shipping import check_ships, pack
 from dasktrain.state import MakeOptimizer, MakeScheduler, TrainState
 from dasktrain.strategies import GradientAveraging, Strategy, Sums
 from dasktrain.wire import Wire
 from dasktrain.wire.dask import DaskWire
 
 T = TypeVar("T")
+#: names that records of the history have for something else
+RESERVED = ("epoch", "round", "rounds", "rows", "loss", "learning_rate", "seconds", "rows_per_second", "gradient_norm")
 Model = nn.Module | Callable[[Schema], nn.Module]
 
 
@@ -97,6 +100,9 @@ class Trainer:
         for name, value in (("model", model), ("loss", loss), ("optimizer", optimizer)):
             if not callable(value):
                 raise BadInput(f"{name} must be callable, however it is {type(value)}")
+        for name in dict(metrics or {}):
+            if name in RESERVED:
+                raise BadInput(f"A metric must not be named like a figure of the history, however one is {name!r}")
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -169,8 +175,13 @@ class Trainer:
             ("batch_size", batch_size),
             ("shards", shards),
         ):
-            if value is not None and value < 1:
-                raise BadInput(f"{name} must be at least 1, however it is {value}")
+            if value is not None and (not isinstance(value, Integral) or value < 1):
+                raise BadInput(f"{name} must be a whole number and at least 1, however it is {value}")
+        for name, source in (("data", data), ("validation", validation)):
+            if source is not None and not hasattr(source, "survey"):
+                raise BadInput(
+                    f"{name} must be a dt.Table or dt.Arrays, however it is a {type(source).__name__}; wrap it"
+                )
         with _wire(client) as wire:
             try:
                 self._stage("looking for workers")
@@ -195,10 +206,14 @@ class Trainer:
             prepared.encoding.schema, prepared.encoding.target, plan.fewest_rows, prepared.weighted
         )
         preflight.check(module, self.loss, self.metrics, self.strategy, plan, batch)
-        return TrainState(module, self.optimizer, self.scheduler, self.groups)
+        state = TrainState(module, self.optimizer, self.scheduler, self.groups)
+        if self.schedule_every == "round" and isinstance(state.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')
+        return state
 
     def _module(self, schema: Schema, seed: int) -> nn.Module:
         if isinstance(self.model, nn.Module):
+            check_ships(self.model)  # what cannot be shipped cannot be copied, and this names what it is
             return copy.deepcopy(self.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

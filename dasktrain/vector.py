@@ -104,9 +104,10 @@ class FlatParameters:
             view.copy_(parameter.detach())
 
     def release(self) -> None:
-        """Give every parameter memory of its own again."""
+        """Give every parameter memory of its own again, and no gradient."""
         for parameter in self.parameters.values():
             parameter.data = parameter.data.clone()
+            parameter.grad = None
 
 
 def _vector_dtype(parameters: Mapping[str, nn.Parameter]) -> torch.dtype:

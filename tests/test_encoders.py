@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasktrain.data.encoders import Categorical, Moments, Numeric, Values, floats, is_categorical, is_numeric
@@ -33,6 +33,7 @@ def merged(values: np.ndarray, at: Sequence[int]) -> Moments:
 # -- moments: laws --------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(columns, cuts)
 def test_moments_merged_over_any_cut_are_those_of_all_rows(values: np.ndarray, at: list[int]) -> None:
     moments, present = merged(values, at), values[~np.isnan(values)]
@@ -43,12 +44,14 @@ def test_moments_merged_over_any_cut_are_those_of_all_rows(values: np.ndarray, a
         np.testing.assert_allclose(moments.deviations, present.var() * len(present), rtol=1e-9, atol=1e-12 * scale**2)
 
 
+@settings(deadline=None)
 @given(columns)
 def test_moments_of_no_rows_change_not_a_bit(values: np.ndarray) -> None:
     moments, nothing = Moments.of(values), Moments.of(np.empty(0))
     assert moments + nothing == nothing + moments == moments
 
 
+@settings(deadline=None)
 @given(finite, st.integers(1, 40), cuts)
 def test_constant_column_is_centred_only(value: float, rows: int, at: list[int]) -> None:
     values = np.full(rows, value)
@@ -56,6 +59,7 @@ def test_constant_column_is_centred_only(value: float, rows: int, at: list[int])
     np.testing.assert_allclose(encoded, 0.0, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(columns.filter(lambda values: np.isfinite(values).any()))
 def test_standardised_column_keeps_order_and_marks_what_is_missing(values: np.ndarray) -> None:
     column = Numeric.fit("c", Moments.of(values))
@@ -206,6 +210,7 @@ def test_other_dtypes_have_no_encoding(dtype: Any) -> None:
     assert not is_categorical(dtype)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=2) | st.integers(2, 9) | st.none(), min_size=1, max_size=30), cuts, st.randoms())
 def test_vocabulary_is_the_same_over_any_cut_and_order(values: list[Any], at: list[int], random: Any) -> None:
     column = pd.Series(values, dtype=object)

@@ -1,9 +1,7 @@
 """What crosses the wire: plain headers and flat arrays, there and back."""
 
-import ast
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -13,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dasktrain import messages
-from dasktrain.errors import ReductionError
+from dasktrain.errors import WireError
 from dasktrain.messages import (
     Answer,
     Failure,
@@ -51,6 +48,7 @@ frames = pytest.mark.parametrize("frame_over", FRAMES.values(), ids=FRAMES)
 quick = settings(max_examples=50, deadline=None)
 float32s = arrays(np.float32, st.integers(0, 5))
 float64s = arrays(np.float64, st.integers(0, 5))
+raw = arrays(np.uint8, st.integers(0, 40))
 tasks = st.builds(
     Task,
     run=st.text(max_size=5),
@@ -68,6 +66,10 @@ answers = st.builds(Answer, tasks, some_partials, st.floats(0, 1e6))
 failures = st.builds(Failure, st.text(), st.text(), st.text(), st.none() | tasks)
 
 
+def vars_of(task: Task) -> dict[str, Any]:
+    return encode_ask(task, State(np.empty(0, np.float32), np.empty(0, np.uint8)))[0]["task"]
+
+
 def bits(array: np.ndarray | None) -> Any:
     return None if array is None else (array.dtype.str, array.shape, array.tobytes())
 
@@ -79,7 +81,7 @@ def bits_of(partial: Partial) -> Any:
 @headers
 @frames
 @quick
-@given(task=tasks, parameters=float32s | float64s, buffers=float64s)
+@given(task=tasks, parameters=float32s | float64s, buffers=raw)
 def test_ask_comes_back_with_the_same_bits(
     header_over: Any, frame_over: Any, task: Task, parameters: np.ndarray, buffers: np.ndarray
 ) -> None:
@@ -110,7 +112,7 @@ def test_failure_comes_back_equal(header_over: Any, failure: Failure) -> None:
 
 
 def test_arrays_are_sent_and_received_without_a_copy() -> None:
-    state = State(np.arange(4, dtype=np.float32), np.arange(2.0))
+    state = State(np.arange(4, dtype=np.float32), np.arange(16, dtype=np.uint8))
     header, sent = encode_ask(TASK, state)
     assert [array is part for array, part in zip(sent, (state.parameters, state.buffers), strict=True)] == [True, True]
     _, found = decode_ask(header, sent)
@@ -126,18 +128,7 @@ def test_misaligned_read_only_frame_can_be_read_as_a_tensor() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "int64", "object", ">f4"])
 def test_dtype_that_is_not_for_the_wire_is_refused(dtype: str) -> None:
-    with pytest.raises(ReductionError, match=f"must be one of .* however one is '{dtype}'"):
+    with pytest.raises(WireError, match=f"must be one of .* however one is '{dtype}'"):
         decode_ask({"task": vars_of(TASK), "dtype": dtype}, [b"\0" * 8, b""])
-    with pytest.raises(ReductionError, match="on the wire"):
+    with pytest.raises(WireError, match="on the wire"):
         decode_reply({"nodes": [(0, 1, dtype, False)], "seconds": 0.0, "task": vars_of(TASK)}, [b"\0" * 8])
-
-
-def test_messages_import_nothing_that_unpickles() -> None:
-    tree = ast.parse(Path(messages.__file__).read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not imported & {"pickle", "cloudpickle", "marshal", "shelve", "dill"}
-
-
-def vars_of(task: Task) -> dict[str, Any]:
-    return encode_ask(task, State(np.empty(0, np.float32), np.empty(0)))[0]["task"]

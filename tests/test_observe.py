@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +41,9 @@ def test_history_has_a_record_of_each_epoch_and_round() -> None:
     watcher = Watcher()
     result = fit(table(), epochs=2, validation=table(20), metrics=METRICS, observers=[watcher])
     history = result.history
-    assert [(record["epoch"], record["round"]) for record in history.rounds] == [(e, r) for e in (0, 1) for r in (0, 1, 2)]
+    assert [(record["epoch"], record["round"]) for record in history.rounds] == [
+        (e, r) for e in (0, 1) for r in (0, 1, 2)
+    ]
     assert [list(record) for record in history] == [EPOCH] * 2
     assert [list(record) for record in history.rounds] == [ROUND] * 6
     assert [record["rows"] for record in history] == [60, 60]
@@ -90,7 +91,16 @@ def test_history_of_nothing_is_an_empty_frame() -> None:
         ({"epochs": 4, "observers": [Watcher(stop_after_rounds=3)]}, "observer", [3]),
         ({"epochs": 4, "observers": [Watcher(), Watcher(stop_after_rounds=1), Watcher()]}, "observer", [1]),
     ],
-    ids=["epochs", "max_rounds", "both at an end", "epochs first", "one round", "in an epoch", "at its end", "one of 3"],
+    ids=[
+        "epochs",
+        "max_rounds",
+        "both at an end",
+        "epochs first",
+        "one round",
+        "in an epoch",
+        "at its end",
+        "one of 3",
+    ],
 )
 def test_run_ends_where_it_was_asked_to(settings: dict[str, Any], ended: str, rounds: list[int]) -> None:
     result = fit(table(), validation=table(20), **settings)
@@ -243,7 +253,9 @@ def test_log_is_closed_when_another_observer_does_not_start(tmp_path: Path) -> N
     log = dt.Log(str(tmp_path / "log.csv"))
     with pytest.raises(LookupError):
         fit(table(), observers=[log, Raising("start")])
-    assert log._file is None
+    left_open = log._file
+    log.end()
+    assert left_open is None
 
 
 @pytest.mark.parametrize("arguments", [("log.txt",), ("log",), ("log.csv", "batch")], ids=str)
@@ -256,9 +268,9 @@ def test_log_of_another_kind_is_refused(arguments: tuple[Any, ...]) -> None:
 
 
 @pytest.fixture(params=["terminal", "plain"])
-def console(request: pytest.FixtureRequest) -> Iterator[Console]:
+def console(request: pytest.FixtureRequest) -> Console:
     """A console that writes to memory."""
-    yield Console(file=io.StringIO(), force_terminal=request.param == "terminal", width=140, highlight=False)
+    return Console(file=io.StringIO(), force_terminal=request.param == "terminal", width=140, highlight=False)
 
 
 def shown(console: Console) -> str:

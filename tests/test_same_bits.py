@@ -26,9 +26,7 @@ def test_digest_differs_by_seed_and_by_shards() -> None:
 def test_digest_is_that_of_one_worker_for_any_shards(shards: int, workers: int, batch_size: int, shuffle: bool) -> None:
     problem = PROBLEMS[0]
     settings_ = {"shards": shards, "batch_size": batch_size, "epochs": 1, "shuffle": "epoch" if shuffle else False}
-    assert (
-        problem.fit(dt.LocalWire(workers), **settings_).digest == problem.fit(dt.LocalWire(1), **settings_).digest
-    )
+    assert problem.fit(dt.LocalWire(workers), **settings_).digest == problem.fit(dt.LocalWire(1), **settings_).digest
 
 
 def test_history_is_the_same_on_any_number_of_workers() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dasktrain as dt
@@ -46,7 +46,7 @@ LABELS: dict[str, Any] = {
 
 
 def fitted(*columns: Any) -> Labels:
-    return fit_labels("y", [survey_target(column, True) for column in columns], str(columns[0].dtype))
+    return fit_labels("y", [survey_target(column, True) for column in columns], columns[0].dtype)
 
 
 def outputs(codes: np.ndarray, classes: int) -> np.ndarray:
@@ -76,6 +76,7 @@ def test_decoding_no_rows_keeps_the_dtype(labels: Any) -> None:
     assert none.dtype == some.dtype
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers() | st.text(max_size=3) | st.just(0.5), min_size=1, max_size=20), st.integers(0, 20))
 def test_labels_are_the_same_over_any_cut(values: list[Any], cut: int) -> None:
     column = pd.Series(values, dtype=object)

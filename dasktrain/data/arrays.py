@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import dask
@@ -12,6 +12,7 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from dasktrain.data.block import Array, Block
+from dasktrain.data.plain import to_json
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.table import PANDAS_PARTITIONS
 from dasktrain.data.target import Numbers, Target, finite_rows, fit_labels, is_float, survey_target
@@ -21,9 +22,10 @@ from dasktrain.shipping import pack, run_packed
 
 @dataclass(frozen=True)
 class Extent:
-    """Rows of a block that are not finite, and its largest integer."""
+    """Rows of a block that are not finite, and its smallest and largest integer."""
 
     unusable: int
+    least: int
     top: int
 
 
@@ -32,14 +34,15 @@ class ArrayEncoding:
     """How rows of an array become ``model(X)``: floats and booleans as float32, integers as int64."""
 
     shape: tuple[int, ...]
-    bound: int | None  # exclusive upper bound of integers
+    least: int  # smallest integer
+    bound: int | None  # exclusive upper bound of integers, None for floats
     target: Target
 
     @property
     def schema(self) -> Schema:
         """What a model must fit."""
         bounds = None if self.bound is None else (self.bound,)
-        return Schema((Input(self.shape, bounds),), self.target.num_outputs)
+        return Schema((Input(self.shape, bounds, self.least),), self.target.num_outputs)
 
     def inputs(self, partition: Array) -> tuple[Array, ...]:
         """Encode one block of rows."""
@@ -50,7 +53,8 @@ class ArrayEncoding:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"source": "arrays", **asdict(self), "target_kind": type(self.target).__name__}
+        target = to_json(self.target)
+        return {"source": "arrays", "shape": self.shape, "least": self.least, "bound": self.bound, "target": target}
 
 
 class Arrays:
@@ -77,8 +81,21 @@ class Arrays:
         self.y = _like(y, self.X, "y")
         self.weight = None if weight is None else _like(weight, self.X, "weight")
         self.classes = classes if classes is not None else self.y.ndim == 1 and not is_float(self.y.dtype)
+        self._check_kinds()
         if self.classes and self.y.ndim != 1:
             raise DataError(f"Class labels must be (rows,), however y has {self.y.ndim} dimensions; pass classes=False")
+
+    def _check_kinds(self) -> None:
+        numbers = [("weight", self.weight, 1)] if self.weight is not None else []
+        numbers += [] if self.classes else [("y", self.y, 2)]
+        for name, array, most in numbers:
+            if array.dtype.kind not in "fiub" or array.ndim > most:
+                raise DataError(
+                    f"{name} must be numeric with at most {most} dimensions, however it has {array.ndim} of "
+                    f"{array.dtype}; convert it"
+                )
+        if self.y.dtype.kind == "c":
+            raise DataError(f"Labels must be of a kind that can be sorted, however y is {self.y.dtype}; convert it")
 
     def __repr__(self) -> str:
         return f"Arrays(X={self.X}, y={self.y})"
@@ -93,12 +110,13 @@ class Arrays:
         unusable = sum(extent.unusable for extent in extents)
         if unusable:
             raise DataError(f"X must be finite, however {unusable} rows hold NaN or infinity; fill or drop them")
-        bound = max(extent.top for extent in extents) + 1 if self.X.dtype.kind in "iu" else None
+        least, top = min(extent.least for extent in extents), max(extent.top for extent in extents)
+        bound = top + 1 if self.X.dtype.kind in "iu" else None
         targets = 1 if self.y.ndim == 1 else math.prod(self.y.shape[1:])
         target: Target = Numbers(tuple(f"y{place}" for place in range(targets)), flat=self.y.ndim == 1)
         if self.classes:
-            target = fit_labels("y", [survey.target for survey in surveys], str(self.y.dtype))
-        return ArrayEncoding(tuple(int(size) for size in self.X.shape[1:]), bound, target)
+            target = fit_labels("y", [survey.target for survey in surveys], self.y.dtype)
+        return ArrayEncoding(tuple(int(size) for size in self.X.shape[1:]), least, bound, target)
 
     def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
         """Return one task per block of rows whose result is its Block."""
@@ -148,11 +166,15 @@ def _like(array: Any, rows: da.Array, name: str) -> da.Array:
 def _survey(classes: bool, X: Array, y: Array, weight: NDArray[np.float64] | None = None) -> Survey:
     if not len(X) == len(y) == len(y if weight is None else weight):
         raise DataError(f"X and y must have the same rows in each block, however they have {len(X)} and {len(y)}")
-    bad = 0 if X.dtype.kind != "f" else int((~finite_rows(X)).sum())
-    top = int(X.max(initial=0)) if X.dtype.kind in "iu" else 0
+    bad = least = top = 0
+    if X.dtype.kind in "iu" and X.size:
+        least, top = min(0, int(X.min())), int(X.max())
+    elif X.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what float32 does not hold is unusable, too
+            bad = int((~finite_rows(X.astype(np.float32))).sum())
     weights = np.empty(0) if weight is None else np.asarray(weight, dtype=np.float64)
     unusable = int((~(weights >= 0) | np.isinf(weights)).sum())
-    return Survey(len(X), survey_target(y, classes), unusable, {"X": Extent(bad, top)})
+    return Survey(len(X), survey_target(y, classes), unusable, {"X": Extent(bad, least, top)})
 
 
 def _convert(

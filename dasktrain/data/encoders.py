@@ -33,11 +33,13 @@ MOST_CATEGORIES = 100_000
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of a column's finite values, and what was not finite."""
+    """Count, mean, sum of squared deviations and range of a column's finite values, and what was not finite."""
 
     count: int
     mean: float
     deviations: float
+    low: float
+    high: float
     missing: int
     infinite: int
 
@@ -45,10 +47,12 @@ class Moments:
     def of(values: Floats) -> "Moments":
         """Measure one partition, (rows,) with NaN for missing."""
         finite = values[np.isfinite(values)]
-        mean = float(finite.mean()) if len(finite) else 0.0
         missing = int(np.isnan(values).sum())
-        deviations = float(np.square(finite - mean).sum())
-        return Moments(len(finite), mean, deviations, missing, len(values) - len(finite) - missing)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused when fitted
+            mean = float(finite.mean()) if len(finite) else 0.0
+            deviations = float(np.square(finite - mean).sum())
+        low, high = float(finite.min(initial=math.inf)), float(finite.max(initial=-math.inf))
+        return Moments(len(finite), mean, deviations, low, high, missing, len(values) - len(finite) - missing)
 
     def __add__(self, other: "Moments") -> "Moments":
         """Merge two stretches of rows (Chan, Golub and LeVeque, "Updating Formulae", 1979)."""
@@ -59,6 +63,8 @@ class Moments:
             count,
             self.mean + delta * share,
             self.deviations + other.deviations + delta * delta * self.count * share,
+            min(self.low, other.low),
+            max(self.high, other.high),
             self.missing + other.missing,
             self.infinite + other.infinite,
         )
@@ -101,6 +107,13 @@ class Numeric:
             )
         if not moments.count:
             raise DataError(f"Column {name!r} must have values, however every row is missing; leave it out")
+        if not math.isfinite(moments.mean) or not math.isfinite(moments.deviations):
+            raise DataError(
+                f"Column {name!r} must have squares that float64 holds, however it reaches from {moments.low:g} to "
+                f"{moments.high:g}; scale it down"
+            )
+        if moments.low == moments.high:
+            return Numeric(name, moments.low, 1.0, moments.missing > 0)
         deviation = math.sqrt(moments.deviations / moments.count)
         return Numeric(name, moments.mean, deviation or 1.0, moments.missing > 0)
 
@@ -166,7 +179,7 @@ def ordered(values: Iterable[Hashable]) -> list[Hashable]:
 def is_numeric(dtype: Any) -> bool:
     """Tell whether a column of `dtype` is encoded as a number."""
     api = pd.api.types
-    if api.is_complex_dtype(dtype):
+    if api.is_complex_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype):
         return False
     return bool(api.is_numeric_dtype(dtype) or api.is_bool_dtype(dtype) or _is_time(dtype))
 

@@ -24,10 +24,13 @@ class Input:
         Of one row.
     bounds : tuple of int or None
         None for float32. For int64: exclusive upper bound of each element along the last axis, or one for all.
+    least : int
+        Smallest integer.
     """
 
     shape: tuple[int, ...]
     bounds: tuple[int, ...] | None = None
+    least: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A Dask DataFrame (or pandas) as training data."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -22,6 +23,7 @@ from dasktrain.data.encoders import (
     is_categorical,
     is_numeric,
 )
+from dasktrain.data.plain import to_json
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.target import Numbers, Target, fit_labels, is_float, survey_target
 from dasktrain.errors import DataError, known_keywords, nearest
@@ -53,14 +55,24 @@ class TableEncoding:
         inputs += [Input((len(cardinalities),), cardinalities)] if cardinalities else []
         return Schema(tuple(inputs), self.target.num_outputs, tuple(names), cardinalities)
 
-    def inputs(self, partition: pd.DataFrame) -> tuple[Array, ...]:
-        """Encode one partition."""
-        for name in [each.name for each in self.numeric] + [each.name for each in self.categorical]:
-            if name not in partition:
+    def check(self, frame: pd.DataFrame) -> None:
+        """Raise DataError if `frame`, a partition or its empty model, lacks a column or has it of another kind."""
+        for column in (*self.numeric, *self.categorical):
+            name: str = column.name  # type: ignore[attr-defined]
+            if name not in frame:
                 raise DataError(
                     f"The table must have the columns the model was trained on, however {name!r} is "
-                    f"not among {list(partition.columns)}"
+                    f"not among {list(frame.columns)}"
                 )
+            if isinstance(column, Numeric) and not is_numeric(frame[name].dtype):
+                raise DataError(
+                    f"Column {name!r} must be numeric as in training, however here it is {frame[name].dtype} "
+                    "(text or another kind); convert it"
+                )
+
+    def inputs(self, partition: pd.DataFrame) -> tuple[Array, ...]:
+        """Encode one partition."""
+        self.check(partition)
         inputs: list[Array] = []
         rows = len(partition)
         if self.numeric:
@@ -79,7 +91,18 @@ class TableEncoding:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"source": "table", **asdict(self), "target_kind": type(self.target).__name__}
+        return {
+            "source": "table",
+            "numeric": [to_json(column) for column in self.numeric],
+            "categorical": [to_json(column) for column in self.categorical],
+            "target": to_json(self.target),
+        }
+
+
+def from_pandas(frame: pd.DataFrame) -> dd.DataFrame:
+    """Cut a pandas DataFrame into partitions, with its dtypes as they are."""
+    with dask.config.set({"dataframe.convert-string": False}):
+        return dd.from_pandas(frame, npartitions=PANDAS_PARTITIONS, sort=False)
 
 
 class Table:
@@ -123,14 +146,17 @@ class Table:
         classes: bool | None = None,
     ) -> None:
         if isinstance(frame, pd.DataFrame):
-            frame = dd.from_pandas(frame, npartitions=PANDAS_PARTITIONS, sort=False)
+            frame = from_pandas(frame)
         if not isinstance(frame, dd.DataFrame):
             raise DataError(f"A Table must be made from a Dask or pandas DataFrame, however it is {type(frame)}")
         self.frame = frame
         self.target = target if isinstance(target, str) else list(target)
         self.weight = weight
         self._targets = [target] if isinstance(target, str) else list(target)
+        if not self._targets:
+            raise DataError("A Table must have a target column, however target is empty")
         self._require(*self._targets, *([weight] if weight else []), *(numeric or ()), *(categorical or ()))
+        self._check_roles(numeric, categorical)
         self.numeric = self._columns(numeric, is_numeric, categorical)
         self.categorical = self._columns(categorical, is_categorical, numeric)
         if numeric is None and categorical is None:
@@ -156,13 +182,23 @@ class Table:
                     f"Every named column must be in the table, however {name!r} is not; {nearest(name, columns)}"
                 )
 
+    def _check_roles(self, numeric: Sequence[str] | None, categorical: Sequence[str] | None) -> None:
+        """Refuse columns of one name, and a column that was given two roles."""
+        for names, fault in (
+            (list(self.frame.columns), "a name of its own, however several are called"),
+            (
+                [*self._targets, *([self.weight] if self.weight else []), *(numeric or ()), *(categorical or ())],
+                "one role, however it was given two:",
+            ),
+        ):
+            for name, count in Counter(names).items():
+                if count > 1:
+                    raise DataError(f"A column must have {fault} {name!r}")
+
     def _columns(self, given: Sequence[str] | None, fits: Any, other: Sequence[str] | None) -> list[str]:
-        taken = {*self._targets, self.weight, *(other or ())}
         if given is not None:
-            for name in given:
-                if name in taken:
-                    raise DataError(f"A column must have one role, however {name!r} was given two")
             return list(given)
+        taken = {*self._targets, self.weight, *(other or ())}
         return [name for name, dtype in self.frame.dtypes.items() if name not in taken and fits(dtype)]
 
     def _refuse_unsupported(self) -> None:
@@ -198,7 +234,7 @@ class Table:
         target: Target = Numbers(tuple(self._targets), flat=isinstance(self.target, str))
         if self.classes:
             name = self._targets[0]
-            target = fit_labels(name, [survey.target for survey in surveys], str(self.frame.dtypes[name]))
+            target = fit_labels(name, [survey.target for survey in surveys], self.frame.dtypes[name])
         return TableEncoding(
             tuple(Numeric.fit(name, columns[name]) for name in self.numeric),
             tuple(Categorical.fit(name, columns[name]) for name in self.categorical),

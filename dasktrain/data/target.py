@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,13 +30,13 @@ class Labels:
         Name of the predicted column.
     values : tuple
         The labels as plain Python values.
-    dtype : str
-        pandas or NumPy dtype the labels had, and get back.
+    dtype : numpy.dtype or pandas ExtensionDtype
+        What the labels had, and get back.
     """
 
     name: str
     values: tuple[Hashable, ...]
-    dtype: str
+    dtype: Any
 
     @property
     def num_outputs(self) -> int:
@@ -69,9 +69,11 @@ class Labels:
             codes = output.argmax(axis=1)
         else:
             codes = (output.reshape(len(output)) > 0).astype(np.int64)
-        if self.dtype == "category":
-            return pd.Categorical.from_codes(codes, categories=pd.Index(list(self.values)))
-        return pd.array(list(self.values), dtype=cast(Any, self.dtype)).take(codes)
+        if isinstance(self.dtype, pd.CategoricalDtype):
+            places = self.dtype.categories.get_indexer(pd.Index(list(self.values), dtype=self.dtype.categories.dtype))
+            return pd.Categorical.from_codes(places[codes], dtype=self.dtype)
+        labels = pd.array(list(self.values), dtype=self.dtype).take(codes)
+        return labels.to_numpy() if isinstance(labels, pd.arrays.NumpyExtensionArray) else labels
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
 def survey_target(columns: Any, as_labels: bool) -> TargetSurvey:
     """Look at one partition's targets."""
     if not as_labels:
-        return TargetSurvey(None, int((~finite_rows(numbers(columns))).sum()))
+        with np.errstate(over="ignore"):  # what float32 does not hold is unusable, too
+            values = numbers(columns).astype(np.float32)
+        return TargetSurvey(None, int((~finite_rows(values)).sum()))
     column = pd.Series(columns)
     counts = column.value_counts(sort=False)
     counts = counts[counts > 0]
@@ -134,15 +138,18 @@ def survey_target(columns: Any, as_labels: bool) -> TargetSurvey:
     return TargetSurvey(labels, int(column.isna().sum()) + infinite)
 
 
-def fit_labels(name: str, surveys: Sequence[TargetSurvey], dtype: str) -> Labels:
-    """Collect the labels of all partitions."""
+def fit_labels(name: str, surveys: Sequence[TargetSurvey], dtype: Any) -> Labels:
+    """Collect the labels of all partitions; `dtype` is the column's."""
     values: set[Hashable] = set().union(*(survey.labels or {} for survey in surveys))
     if len(values) > MOST_CATEGORIES:
         raise DataError(
             f"Target {name!r} must have at most {MOST_CATEGORIES} labels, however it has {len(values)}; "
             "pass classes=False if it is a number to predict"
         )
-    return Labels(name, tuple(ordered(values)), dtype)
+    known = tuple(ordered(values))
+    if isinstance(dtype, pd.CategoricalDtype) and not values <= set(plain(dtype.categories)):
+        dtype = pd.CategoricalDtype(pd.Index(list(known)))  # Dask did not know the categories
+    return Labels(name, known, dtype)
 
 
 def is_float(dtype: Any) -> bool:
