@@ -23,7 +23,7 @@ class FlatBuffers:
     Attributes
     ----------
     layout : Layout
-        Of changes: real elements of each buffer (a complex one counts twice), in float64.
+        Of changes: for each real element of a buffer (a complex one has two) the change, and whether there was one.
     vector : Tensor
         (bytes,), uint8: the buffers as a round starts from them.
     """
@@ -38,7 +38,7 @@ class FlatBuffers:
                     name = names.setdefault(id(buffer), f"{prefix}.{key}" if prefix else key)
                     self._owners.setdefault(name, []).append((owner, key))
         current = {name: self._current(name) for name in self._owners}
-        self.layout = Layout({name: tuple(_real(buffer).shape) for name, buffer in current.items()})
+        self.layout = Layout({name: (2, *_real(buffer).shape) for name, buffer in current.items()})
         sizes = [math.ceil(buffer.nbytes / ALIGNMENT) * ALIGNMENT for buffer in current.values()]
         self.vector = torch.zeros(sum(sizes), dtype=torch.uint8)
         starts = [0, *accumulate(sizes)]
@@ -67,18 +67,28 @@ class FlatBuffers:
             start.copy_(self._current(name))
 
     def changes(self, out: Tensor, rows: int) -> None:
-        """Write (module's values - vector's values) x rows to `out`, (layout.size,) float64."""
-        views = self.layout.views(out)
-        for name, start in self._starts.items():
-            views[name].copy_(_difference(_real(self._current(name)), _real(start)))
+        """Write (module's values - vector's values) x rows, and rows x (1 where they differ), to `out`.
+
+        `out` is (layout.size,) float64. A value that was not finite counts as 0.
+        """
+        for name, (change, changed) in self.layout.views(out).items():
+            after, before = _real(self._current(name)), _real(self._starts[name])
+            differs = (after != before) & ~(after.isnan() & before.isnan())
+            changed.copy_(differs)
+            if after.is_floating_point():
+                change.copy_((after.double() - _finite(before)).masked_fill(~differs, 0.0))
+            else:
+                change.copy_(after.long() - before.long())
         out.mul_(rows)
 
     def add(self, changes: Tensor) -> None:
         """Add mean changes, (layout.size,) float64, to vector and module; whole numbers where they are counts."""
-        for name, change in self.layout.views(changes).items():
+        for name, (change, changed) in self.layout.views(changes).items():
             start = _real(self._starts[name])
             if start.is_floating_point():
-                start.copy_(torch.where(change == 0, start, _finite(start) + change))
+                # Where it was not finite, the mean of the shards that changed it.
+                change = torch.where(start.isfinite(), change, change / changed)
+                start.copy_(torch.where(changed == 0, start, _finite(start) + change))
             elif start.dtype == torch.bool:
                 start.copy_(start.double() + change > 0.5)
             else:
@@ -92,11 +102,3 @@ def _real(buffer: Tensor) -> Tensor:
 
 def _finite(values: Tensor) -> Tensor:
     return values.double().nan_to_num(0.0, 0.0, 0.0)
-
-
-def _difference(after: Tensor, before: Tensor) -> Tensor:
-    """Return after - before in float64, exactly 0 where nothing changed; a change from infinity is one from 0."""
-    if not after.is_floating_point():
-        return (after.long() - before.long()).double()
-    same = (after == before) | (after.isnan() & before.isnan())
-    return (after.double() - _finite(before)).masked_fill(same, 0.0)

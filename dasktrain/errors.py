@@ -88,7 +88,7 @@ def named(name: str) -> type[DasktrainError]:
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest of `names`, else the sorted list of them."""
+    """Return ``"did you mean 'x'?"`` for the closest of `names`, else the sorted list of them."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(names))}"
 

@@ -22,7 +22,7 @@ Count = TypeVar("Count", int, Integers)
 
 PARTITIONINGS = ("block", "random", "stratified")
 SHUFFLES = ("shard", "epoch", "global", False)
-_DEAL, _ORDER, _WINDOW, _GLOBAL = range(4)  # what a stream of random numbers is for
+_DEAL, _ORDER, _WINDOW, _GLOBAL, _TURN = range(5)  # what a stream of random numbers is for
 
 
 def dealt(cards: Count, hands: int, first: int) -> Count:
@@ -148,7 +148,7 @@ class Plan:
         )
 
     def partitions(self, epoch: int, shard: int) -> dict[int, int]:
-        """Return how many rows a shard has in each partition it touches (every one under ``"global"``)."""
+        """Return how many rows a shard has in each partition it touches; under ``"global"`` an even share of all."""
         touched: dict[int, int] = {}
         if self.shuffle == "global":
             return dict(enumerate((self.strata.sum(axis=1) // self.shards).tolist()))
@@ -187,13 +187,22 @@ class Plan:
             index = int(start[label]) + np.arange(n)
             pieces.append(self._locate(epoch, shard, label, int(run_start[label]), int(run_length[label]), index))
             rank = rng.permutation(n) if self.shuffle else np.arange(n)
-            places.append((rank + 0.5) / n)  # evenly through the window, so that its rounds have its mix
-        # Turned by one row a shard, or all shards would read the same class in the same round.
-        order = np.roll(np.argsort(np.concatenate(places), kind="stable"), -shard if len(places) > 1 else 0)
+            # The rows of a class are spread evenly over the epoch, each shard's every so many, at its turn.
+            turn = self._turn(epoch, label, shard)
+            places.append(((int(start[label]) + rank) * self.shards + turn + 0.5) / self.rows_per_class[label])
+        order = np.argsort(np.concatenate(places), kind="stable")
         return Rows(
             np.concatenate([piece.partition for piece in pieces])[order],
             np.concatenate([piece.row for piece in pieces])[order],
         )
+
+    def _turn(self, epoch: int, label: int, shard: int) -> int:
+        """Return a shard's turn among all to read a row of a class; those with a row more than others come first."""
+        place = (shard - int(self.rows_per_class[:label].sum())) % self.shards
+        more = int(self.rows_per_class[label]) % self.shards
+        rng = self._rng(_TURN, epoch if self.shuffle else 0, label)
+        turns = np.concatenate([rng.permutation(more), more + rng.permutation(self.shards - more)])
+        return int(turns[place])
 
     def _locate(self, epoch: int, shard: int, label: int, start: int, length: int, index: Integers) -> Rows:
         """Find the partition and row of places in a shard's run (`start`, `length`) of one class."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from datetime import time
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import dasktrain as dt
 from dasktrain.errors import BadInput, DataError, ModelError, NonFinite, PlanError, UnknownKeyword
-from tests.small import SGD, Watcher, closed, fit, frame, linear, table
+from tests.small import LABELS, SGD, Watcher, closed, fit, frame, linear, table
 
 nan = np.nan
 
@@ -40,6 +41,11 @@ def changed(rows: int = 60, **columns: Any) -> dt.Table:
         categorical=[],
         weight="weight" if "weight" in columns else None,
     )
+
+
+def in_two(whole: pd.DataFrame) -> dd.DataFrame:
+    """Cut a frame in two without touching its objects."""
+    return dd.from_map(lambda start: whole.iloc[start:][: len(whole) // 2], [0, len(whole) // 2])
 
 
 def with_value(column: str, place: int, value: Any) -> dt.Table:
@@ -67,6 +73,11 @@ DATA: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "weight is negative": (lambda: changed(weight=[1.0] * 59 + [-1.0]), ["weight", "1 of 15", "partition 3"]),
     "weight is NaN": (lambda: changed(weight=[nan] * 2 + [1.0] * 58), ["weight", "2 of 15", "partition 0"]),
     "weight is infinite": (lambda: changed(weight=[np.inf] + [1.0] * 59), ["weight", "finite", "partition 0"]),
+    "one class only": (lambda: changed(label="same"), ["'label'", "'same'", "one"]),
+    "categories that cannot be saved": (
+        lambda: dt.Table(in_two(frame().assign(c=[time(1), time(2)] * 30)), "label", categorical=["c"]),
+        ["'c'", "time"],
+    ),
     "rows of arrays are NaN": (lambda: dt.Arrays(np.full((4, 2), nan), np.arange(4)), ["X", "4 rows"]),
 }
 
@@ -92,12 +103,57 @@ VALIDATION: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dt.Table(frame().assign(b="text"), "label", numeric=["a"], categorical=["b"]),
         ["'b'", "text"],
     ),
+    "column is infinite": (lambda: with_value("b", 3, np.inf), ["'b'", "validation"]),
+    "source of another kind": (lambda: dt.Arrays(np.ones((4, 2)), np.array(LABELS + LABELS[:1])), ["Arrays", "Table"]),
 }
 
 
 @pytest.mark.parametrize(("data", "words"), VALIDATION.values(), ids=VALIDATION.keys())
 def test_validation_data_that_do_not_fit(data: Callable[[], Any], words: list[str]) -> None:
     refused(DataError, words, lambda wire, watcher: fit(changed(), wire, validation=data(), observers=[watcher]))
+
+
+NUMBERS: dict[str, tuple[Any, Callable[[], Any], list[str]]] = {
+    "more targets": ("number", lambda: table(target=["number", "a"], numeric=["b"]), ["target", "validation"]),
+    "fewer targets": (["number", "a"], lambda: table(target="number", numeric=["b"]), ["target", "validation"]),
+}
+
+
+@pytest.mark.parametrize(("target", "data", "words"), NUMBERS.values(), ids=NUMBERS.keys())
+def test_validation_with_another_number_of_targets(target: Any, data: Callable[[], Any], words: list[str]) -> None:
+    def run(wire: dt.LocalWire, watcher: Watcher) -> None:
+        train = table(target=target, numeric=["b"])
+        fit(train, wire, loss=nn.MSELoss(), validation=data(), observers=[watcher])
+
+    refused(BadInput, words, run)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [(np.full((4, 2), nan), ["X", "4 rows", "validation"]), (np.ones((4, 3)), [r"(2,)", r"(3,)"])],
+    ids=["not finite", "of another shape"],
+)
+def test_validation_arrays_that_do_not_fit(rows: np.ndarray, words: list[str]) -> None:
+    train, valid = dt.Arrays(np.ones((4, 2)), np.arange(4) % 2), dt.Arrays(rows, np.arange(4) % 2)
+    refused(DataError, words, lambda wire, watcher: fit(train, wire, validation=valid, observers=[watcher]))
+
+
+def test_validation_integers_beyond_those_of_training() -> None:
+    refused(
+        BadInput,
+        ["model must accept inputs", "int64", "IndexError"],
+        lambda wire, watcher: fit(
+            tokens(10), wire, model=Embedded(10), validation=tokens(12), batch_size=100, shards=1, observers=[watcher]
+        ),
+    )
+
+
+def test_validation_weights_need_a_loss_by_rows() -> None:
+    refused(
+        ModelError,
+        ["sample weights", "a mean"],
+        lambda wire, watcher: fit(table(), wire, loss=mean_loss, validation=changed(weight=1.0), observers=[watcher]),
+    )
 
 
 def test_integers_below_zero_do_not_fit_an_embedding() -> None:

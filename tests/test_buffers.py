@@ -149,9 +149,9 @@ def test_replaced_buffer_is_read_where_it_was_registered() -> None:
     module = Bare(state=torch.zeros(2))
     flat = FlatBuffers(module)
     module.state = module.state + 5  # as a forward() that does not work in place
-    out = torch.empty(2, dtype=torch.float64)
+    out = torch.empty(4, dtype=torch.float64)
     flat.changes(out, 3)
-    assert out.tolist() == [15.0, 15.0]
+    assert out.tolist() == [15.0, 15.0, 3.0, 3.0]  # changes, then where there were any
     flat.load()
     assert module.state.tolist() == [0.0, 0.0]
 
@@ -159,8 +159,8 @@ def test_replaced_buffer_is_read_where_it_was_registered() -> None:
 def test_shared_buffer_is_in_the_vector_once_and_stays_shared() -> None:
     module = Shared()
     flat = FlatBuffers(module)
-    assert dict(flat.layout.shapes) == {"passing": (1,), "inner.mean": (2,)}
-    flat.add(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert dict(flat.layout.shapes) == {"passing": (2, 1), "inner.mean": (2, 2)}
+    flat.add(torch.tensor([1.0, 1.0, 2.0, 3.0, 1.0, 1.0], dtype=torch.float64))
     assert module.other.mean is module.inner.mean
     assert (module.passing.tolist(), module.inner.mean.tolist()) == ([2.0], [2.0, 3.0])
 

@@ -107,7 +107,7 @@ def test_narrow_parameters_are_stepped_and_carried_into_the_vector() -> None:
 def test_buffers_change_by_the_mean_over_rows() -> None:
     module = nn.BatchNorm1d(1)
     round = Round(module)
-    round.apply(round.total([0.0, 0.0], rows=4.0, weight=2.0, buffers=[8.0, -2.0, 4.0]))
+    round.apply(round.total([0.0, 0.0], rows=4.0, weight=2.0, buffers=[8.0, 4.0, -2.0, 4.0, 4.0, 4.0]))
     assert (module.running_mean.item(), module.running_var.item(), module.num_batches_tracked.item()) == (2.0, 0.5, 1)
 
 

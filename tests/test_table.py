@@ -1,6 +1,8 @@
 """A DataFrame as training data: what becomes of its columns, partition by partition."""
 
 import json
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +342,12 @@ DAYS = pd.Series(pd.to_datetime(["2024-01-01", "2024-02-01"] * 4))
         {"colour": DAYS.dt.tz_localize("Europe/Paris").astype("category")},
         {"colour": pd.cut(pd.Series(np.arange(8)), 3)},
         {"colour": pd.Series(pd.to_timedelta([1, 2] * 4, unit="h")).astype("category")},
+        {"colour": pd.Series([datetime(2024, 1, 1, 12), datetime(2024, 2, 1)] * 4, dtype=object)},
+        {"colour": pd.Series([date(2024, 1, 1), date(2024, 2, 1)] * 4, dtype=object)},
+        {"colour": pd.Series([Decimal("0.10"), Decimal("2")] * 4, dtype=object)},
+        {"colour": pd.Series([b"\xff", b""] * 4, dtype=object)},
+        {"colour": pd.Series([(1, "a"), (2, "b")] * 4, dtype=object)},
+        {"colour": pd.Series(pd.period_range("2024-01", periods=8, freq="M")).astype("category")},
     ],
     ids=lambda change: " ".join(f"{name} {pd.Series(values).dtype}" for name, values in change.items()) or "plain",
 )

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -21,7 +22,7 @@ import dasktrain as dt
 from dasktrain.errors import ReplicaError
 from dasktrain.observe import Record
 from dasktrain.plan import PARTITIONINGS, SHUFFLES
-from tests.small import SGD, Watcher, closed, fit, frame, table
+from tests.small import SGD, Watcher, closed, fit, frame, linear, table
 
 STILL = partial(torch.optim.SGD, lr=0.0)
 ADAMW = partial(torch.optim.AdamW, lr=0.05)
@@ -377,6 +378,14 @@ def test_settings_tell_what_the_digest_depends_on() -> None:
     result = fit(table(), seed=9, batch_size=7, shards=3)
     expected = {"seed": 9, "batch_size": 7, "shards": 3, "threads": 1, "torch": torch.__version__}
     assert {name: result.settings[name] for name in expected} == expected
+
+
+def test_numpy_integers_are_as_good_as_pythons(tmp_path: Path) -> None:
+    plain = {"batch_size": 20, "shards": 4, "seed": 3, "epochs": 1, "window": 7}
+    found, expected = (fit(table(), **{name: kind(value) for name, value in plain.items()}) for kind in (np.int64, int))
+    assert found.digest == expected.digest
+    found.save(str(tmp_path))
+    assert dt.load(str(tmp_path), linear).settings == expected.settings
 
 
 def test_scheduled_and_clipped_run_is_the_same_on_any_number_of_workers() -> None:

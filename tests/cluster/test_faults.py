@@ -118,7 +118,7 @@ def test_replica_that_cannot_be_built_is_an_error_before_the_first_round(clean: 
     model = Unbuildable(6, 3)
     model.driver = os.getpid()  # type: ignore[assignment]
     trainer = dt.Trainer(model, nn.CrossEntropyLoss(), torch.optim.SGD, observers=[])
-    with pytest.raises(AttachError, match="secret.*worker tcp://"):
+    with pytest.raises(AttachError, match=r"secret.*worker tcp://"):
         trainer.fit(PROBLEMS[0].data, client=clean)
 
 

@@ -1,6 +1,7 @@
 """The promise, on Dask clusters of every size and kind: the digest is the reference's."""
 
 import warnings
+from collections.abc import Iterator
 
 import pytest
 from distributed import Client, LocalCluster
@@ -10,7 +11,7 @@ from tests.problems import PROBLEMS, Problem, expected
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 5])
-def clusters(request: pytest.FixtureRequest):  # noqa: ANN201
+def clusters(request: pytest.FixtureRequest) -> Iterator[Client]:
     with (
         LocalCluster(n_workers=request.param, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
