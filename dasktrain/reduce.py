@@ -91,7 +91,8 @@ def reduce(partials: Iterable[Partial], shards: int) -> Partial:
             "came beside others that cover them; report this"
         )
     for part in (total.vector, total.sums):
-        if part is not None and not np.isfinite(part).all():
+        # One pass in place of two: a sum is finite only if all of its terms are, though not the reverse.
+        if part is not None and not np.isfinite(_quiet_sum(part)) and not np.isfinite(part).all():
             raise NonFinite("A round's sums must be finite, however they hold NaN or infinity; lower the learning rate")
     return total
 
@@ -112,6 +113,11 @@ def _plus(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | Non
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused once, at the root
         added: np.ndarray = np.add(left, right, out=left if left.flags.writeable else None)
     return added
+
+
+def _quiet_sum(part: np.ndarray) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(part.sum())
 
 
 def _name(*partials: Partial) -> str:

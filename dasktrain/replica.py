@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dasktrain.accumulate import Accumulator, Sum
 from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Block, gather
 from dasktrain.domain import pinned
@@ -47,22 +48,6 @@ class Job:
 ReadBlocks = Callable[[Kind, int], Block]
 
 
-@dataclass(slots=True)
-class Gradient:
-    """Memory to sum gradients in, and each parameter's part of it."""
-
-    vector: Tensor
-    views: list[Tensor]
-
-
-@dataclass(slots=True)
-class Sum:
-    """A sum under way: a gradient, None without one, and (scalars,) float64."""
-
-    gradient: Gradient | None
-    scalars: np.ndarray
-
-
 class Replica:
     """One module and the memory it sums in.
 
@@ -83,10 +68,7 @@ class Replica:
         self._buffers = FlatBuffers(self._module)
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
-        # One that was answered with is free again when the next task arrives: the driver asks only after it
-        # has the last answer.
-        self._free: list[Gradient] = []
-        self._lent: list[Gradient] = []
+        self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector.dtype)
 
     def __call__(self, task: Task, state: State) -> Answer | Failure:
         """Answer a task; whatever the user's code raises comes back as a Failure."""
@@ -101,8 +83,7 @@ class Replica:
             return Failure(name, text, traceback.format_exc(), task)
 
     def _partials(self, task: Task, state: State) -> tuple[Partial, ...]:
-        self._free += self._lent
-        self._lent = []
+        self._accumulator.reclaim()  # the driver asks only once it has the last answer
         self._parameters.vector.copy_(as_tensor(state.parameters))
         self._parameters.load()
         self._buffers.vector.copy_(as_tensor(state.buffers))
@@ -110,12 +91,12 @@ class Replica:
         contribute = self._train if task.kind == "train" else self._evaluate
         partials = []
         for start, stop in subtrees(task.start, task.stop, self.job.plans[task.kind].shards):
-            node = fold(start, stop, lambda shard, into: contribute(task, shard, into), self._add)
-            if node is not None and node.gradient is not None:
-                self._lent.append(node.gradient)
-                partials.append(Partial(start, stop, node.gradient.vector.numpy(), node.scalars))
+            node = fold(start, stop, lambda shard, into: contribute(task, shard, into), self._accumulator.add)
+            if node is None:
+                partials.append(Partial(start, stop, None, None))
             else:
-                partials.append(Partial(start, stop, None, node.scalars if node is not None else None))
+                vector = self._accumulator.flat(node)
+                partials.append(Partial(start, stop, None if vector is None else vector.numpy(), node.scalars))
         return tuple(partials)
 
     # -- leaves -------------------------------------------------------------------------------------------
@@ -138,7 +119,7 @@ class Replica:
         scalars[places["used"]] = [gradient is not None for gradient in gradients]
         if self._buffers.layout.size:
             self._buffers.changes(torch.from_numpy(scalars[places["buffers"]]), len(batch.target))
-        return self._leaf(gradients, scalars, into)
+        return self._accumulator.leaf(gradients, scalars, into)
 
     def _evaluate(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
         """Add the sums of one shard's rows, a round's worth at a time, to `into`."""
@@ -158,7 +139,7 @@ class Replica:
                 total = scalars if total is None else total + scalars
         if total is None:
             return into
-        return Sum(None, total) if into is None else Sum(None, into.scalars + total)
+        return self._accumulator.leaf(None, total, into)
 
     def _scalars(self, output: Tensor, batch: Batch, loss: Tensor, weight: Tensor) -> np.ndarray:
         scalars = np.zeros(self.sums.layout.size, dtype=np.float64)
@@ -183,29 +164,3 @@ class Replica:
 
     def _metrics(self, scalars: np.ndarray) -> np.ndarray:
         return scalars[self.sums.layout.places["metrics"]].reshape(-1, 2)
-
-    # -- sums ---------------------------------------------------------------------------------------------
-
-    def _leaf(self, gradients: list[Tensor | None], scalars: np.ndarray, into: Sum | None) -> Sum:
-        if into is None or into.gradient is None:
-            fresh = self._memory()
-            for view, gradient in zip(fresh.views, gradients, strict=True):
-                view.zero_() if gradient is None else view.copy_(gradient)
-            return Sum(fresh, scalars)
-        for view, gradient in zip(into.gradient.views, gradients, strict=True):
-            view.add_(0.0 if gradient is None else gradient)  # adding 0 matters: -0.0 + 0 is +0.0
-        into.scalars += scalars
-        return into
-
-    def _add(self, left: Sum, right: Sum) -> Sum:
-        left.scalars += right.scalars
-        if left.gradient is not None and right.gradient is not None:
-            left.gradient.vector.add_(right.gradient.vector)
-            self._free.append(right.gradient)
-        return left
-
-    def _memory(self) -> Gradient:
-        if self._free:
-            return self._free.pop()
-        vector = torch.empty_like(self._parameters.vector)
-        return Gradient(vector, list(self._parameters.layout.views(vector).values()))

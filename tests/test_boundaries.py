@@ -15,7 +15,19 @@ import dasktrain
 ROOT = Path(dasktrain.__file__).parent
 LEVELS = (
     ("errors", "plan", "fleet", "messages"),
-    ("replica", "strategies", "reduce", "vector", "buffers", "state", "objective", "domain", "shipping", "data"),
+    (
+        "replica",
+        "strategies",
+        "reduce",
+        "vector",
+        "accumulate",
+        "buffers",
+        "state",
+        "objective",
+        "domain",
+        "shipping",
+        "data",
+    ),
     ("wire", "checkpoint", "observe"),
     ("driver",),
     ("", "trainer", "result", "predict", "preflight"),

@@ -22,6 +22,7 @@ from distributed.worker import Worker
 from dasktrain.errors import AttachError
 from dasktrain.messages import Answer, Failure, Header, State, Task, Vector, decode_ask, encode_reply
 from dasktrain.shipping import run_packed
+from dasktrain.wire import heap
 from dasktrain.wire.channel import Channel, detach
 
 Respond = Callable[[Task, State], Answer | Failure]
@@ -113,7 +114,7 @@ def _closing(worker: Worker) -> bool:
 def _answer(worker: Worker, channel: Channel, terms: Terms) -> None:
     """Build the replica and answer tasks until the connection ends or the worker closes."""
     respond: Respond | None = None
-    with suppress(OSError):  # the connection ended, and with it the lease
+    with heap.kept(), suppress(OSError):  # the connection ended, and with it the lease
         channel.send({"attached": terms.run})
         while True:
             while not channel.readable(POLL):

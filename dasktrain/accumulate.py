@@ -1,0 +1,97 @@
+"""Sums of gradients under way, with as few passes over memory as the tree allows.
+
+A lone shard's gradients stay as autograd returned them; flat memory is first written with the sum of two, and used
+again once an answer is sent.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dasktrain.vector import Layout
+
+Gradients = list[Tensor | None]
+
+
+@dataclass(slots=True)
+class Flat:
+    """Memory to sum in, and each parameter's part of it."""
+
+    vector: Tensor
+    views: list[Tensor]
+
+
+@dataclass(slots=True)
+class Sum:
+    """The sum over some shards: gradients, None if there are none, and (scalars,) float64."""
+
+    gradients: Flat | Gradients | None
+    scalars: np.ndarray
+
+
+class Accumulator:
+    """Adds what shards contribute.
+
+    Parameters
+    ----------
+    layout
+        Of the parameters.
+    dtype
+        Of the flat vector.
+    """
+
+    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
+        self._layout, self._dtype = layout, dtype
+        self._free: list[Flat] = []
+        self._lent: list[Flat] = []
+
+    def leaf(self, gradients: Gradients | None, scalars: np.ndarray, into: Sum | None) -> Sum:
+        """Add one shard to `into`, which is used up."""
+        return Sum(gradients, scalars) if into is None else self.add(into, Sum(gradients, scalars))
+
+    def add(self, left: Sum, right: Sum) -> Sum:
+        """Return left + right, using both up."""
+        left.scalars += right.scalars
+        if left.gradients is not None and right.gradients is not None:
+            left.gradients = self._plus(left.gradients, right.gradients)
+        return left
+
+    def _plus(self, left: Flat | Gradients, right: Flat | Gradients) -> Flat:
+        if isinstance(left, Flat) and isinstance(right, Flat):
+            left.vector.add_(right.vector)
+            self._free.append(right)
+            return left
+        into = left if isinstance(left, Flat) else right if isinstance(right, Flat) else self._memory()
+        for out, one, other in zip(into.views, _parts(left), _parts(right), strict=True):
+            # No gradient is a gradient of zeros, and adding one matters: -0.0 + 0.0 is +0.0.
+            torch.add(out.zero_() if one is None else one, 0.0 if other is None else other, out=out)
+        return into
+
+    def flat(self, total: Sum) -> Tensor | None:
+        """Return the sum of gradients as one vector, good until `reclaim`."""
+        if total.gradients is None:
+            return None
+        if not isinstance(total.gradients, Flat):
+            memory = self._memory()
+            for out, gradient in zip(memory.views, total.gradients, strict=True):
+                out.zero_() if gradient is None else out.copy_(gradient)
+            total.gradients = memory
+        self._lent.append(total.gradients)
+        return total.gradients.vector
+
+    def reclaim(self) -> None:
+        """Take back all vectors that `flat` returned."""
+        self._free += self._lent
+        self._lent = []
+
+    def _memory(self) -> Flat:
+        if self._free:
+            return self._free.pop()
+        vector = torch.empty(self._layout.size, dtype=self._dtype)
+        return Flat(vector, list(self._layout.views(vector).values()))
+
+
+def _parts(gradients: Flat | Gradients) -> Gradients:
+    return list(gradients.views) if isinstance(gradients, Flat) else gradients
