@@ -65,8 +65,10 @@ class Accumulator:
             return left
         into = left if isinstance(left, Flat) else right if isinstance(right, Flat) else self._memory()
         for out, one, other in zip(into.views, _parts(left), _parts(right), strict=True):
-            # No gradient is a gradient of zeros, and adding one matters: -0.0 + 0.0 is +0.0.
-            torch.add(out.zero_() if one is None else one, 0.0 if other is None else other, out=out)
+            # No gradient is a gradient of zeros, and adding one matters: -0.0 + 0.0 is +0.0. Narrow ones are widened
+            # before they are added, not after.
+            first = out.zero_() if one is None else one.to(out.dtype)
+            torch.add(first, 0.0 if other is None else other.to(out.dtype), out=out)
         return into
 
     def flat(self, total: Sum) -> Tensor | None:

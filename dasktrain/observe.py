@@ -108,12 +108,12 @@ class EarlyStopping(Observer):
             restore_best,
         )
         self._sign = 1 if (mode or ("min" if monitor.endswith("loss") else "max")) == "min" else -1
-        self.best = math.inf
+        self.best: float | None = None
         self.best_epoch: int | None = None
 
     def start(self, run: Run) -> None:
         """Forget an earlier run."""
-        self._run, self.best, self.best_epoch = run, math.inf, None
+        self._run, self._least, self.best, self.best_epoch = run, math.inf, None, None
         self._snapshot: Snapshot | None = None
 
     def epoch(self, record: Record) -> bool | None:
@@ -125,8 +125,8 @@ class EarlyStopping(Observer):
             )
         value = self._sign * record[self.monitor]
         value = math.inf if math.isnan(value) else value
-        if value < self.best - self.min_delta or self.best_epoch is None:
-            self.best, self.best_epoch = value, record["epoch"]
+        if value < self._least - self.min_delta or self.best_epoch is None:
+            self._least, self.best, self.best_epoch = value, record[self.monitor], record["epoch"]
             self._snapshot = self._run.state.snapshot() if self.restore_best else None
         return bool(record["epoch"] - self.best_epoch >= self.patience)
 

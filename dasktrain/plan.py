@@ -8,6 +8,7 @@ within one card, and costs the same for the millionth round as for the first.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -97,8 +98,10 @@ class Plan:
         object.__setattr__(self, "rows_per_class", self.strata.sum(axis=0))
         object.__setattr__(self, "num_rows", int(self.strata.sum()))
         for name, least in (("shards", 1), ("batch_size", 1), ("window", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise PlanError(f"{name} must be at least {least}, however it is {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise PlanError(f"{name} must be a whole number and at least {least}, however it is {value}")
+            object.__setattr__(self, name, int(value))
         if self.partition not in PARTITIONINGS or self.shuffle not in SHUFFLES:
             raise PlanError(
                 f"partition must be one of {PARTITIONINGS} and shuffle one of {SHUFFLES}, "

@@ -82,18 +82,22 @@ def _is_users(module: ModuleType) -> bool:
 
 def check_ships(model: nn.Module, **others: Any) -> None:
     """Raise ModelError naming the submodule, loss or metric that cannot be pickled, if there is one."""
-    for name, part in (*_submodules(model), *others.items()):
+    for name, part in {"the model": model, **others}.items():
         try:
             pack(type, part)
         except Exception as error:
-            kind = f" ({type(part).__name__})" if isinstance(part, nn.Module) else ""
+            culprit = _culprit(part) if isinstance(part, nn.Module) else name
             raise ModelError(
-                f"Everything a replica needs must be picklable, however {name}{kind} is not: {error}; "
+                f"Everything a replica needs must be picklable, however {culprit} is not: {error}; "
                 "keep locks, files and clients out of it, or make them in forward()"
             ) from error
 
 
-def _submodules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """List the innermost modules first, so that the one to blame is named and not its parents."""
-    named = [(f"module {name!r}" if name else "the model", part) for name, part in model.named_modules()]
-    return named[::-1]
+def _culprit(model: nn.Module) -> str:
+    """Name the innermost module that cannot be pickled, and not its parents."""
+    for name, part in [*model.named_modules()][::-1]:
+        try:
+            pack(type, part)
+        except Exception:
+            return f"module {name!r} ({type(part).__name__})" if name else f"the model ({type(part).__name__})"
+    return "the model"

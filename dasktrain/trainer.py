@@ -13,6 +13,7 @@ from distributed import Client, LocalCluster
 from torch import nn
 
 from dasktrain import preflight
+from dasktrain.data.block import Batch
 from dasktrain.data.source import Encoding, Schema, Source, check_surveys, strata
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError, known_keywords
@@ -169,14 +170,8 @@ class Trainer:
         """
         if epochs is None and max_rounds is None:
             epochs = 10
-        for name, value in (
-            ("epochs", epochs),
-            ("max_rounds", max_rounds),
-            ("batch_size", batch_size),
-            ("shards", shards),
-        ):
-            if value is not None and (not isinstance(value, Integral) or value < 1):
-                raise BadInput(f"{name} must be a whole number and at least 1, however it is {value}")
+        epochs, max_rounds = _whole("epochs", epochs), _whole("max_rounds", max_rounds)
+        batch_size, shards = _whole("batch_size", batch_size), _whole("shards", shards)
         for name, source in (("data", data), ("validation", validation)):
             if source is not None and not hasattr(source, "survey"):
                 raise BadInput(
@@ -202,10 +197,8 @@ class Trainer:
     def _state(self, prepared: "_Prepared", plan: Plan, seed: int) -> TrainState:
         """Make the module and its optimizer, once it is known to fit the data."""
         module = self._module(prepared.encoding.schema, seed)
-        batch = preflight.sample(
-            prepared.encoding.schema, prepared.encoding.target, plan.fewest_rows, prepared.weighted
-        )
-        preflight.check(module, self.loss, self.metrics, self.strategy, plan, batch)
+        for batch in prepared.samples(plan.fewest_rows):
+            preflight.check(module, self.loss, self.metrics, self.strategy, plan, batch)
         state = TrainState(module, self.optimizer, self.scheduler, self.groups)
         if self.schedule_every == "round" and isinstance(state.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')
@@ -269,10 +262,18 @@ class _Prepared:
         self._surveys = wire.compute(data.survey())
         check_surveys(self._surveys, "training")
         self.encoding: Encoding = data.fit(self._surveys)
-        self.weighted = getattr(data, "weight", None) is not None
         if validation is not None:
             self._valid_surveys = wire.compute(validation.survey())
+            self._valid_schema = validation.schema(self.encoding, self._valid_surveys)
             check_surveys(self._valid_surveys, "validation", self.encoding.target)
+
+    def samples(self, rows: int) -> Iterator[Batch]:
+        """Make up batches like those of training and of validation, for a first try."""
+        target = self.encoding.target
+        yield preflight.sample(self.encoding.schema, target, rows, getattr(self.data, "weight", None) is not None)
+        if self.validation is not None:
+            weighted = getattr(self.validation, "weight", None) is not None
+            yield preflight.sample(self._valid_schema, target, rows, weighted)
 
     def strata(self, partition: str) -> Any:
         """Return rows of each class in each partition."""
@@ -298,6 +299,15 @@ class _Prepared:
                     rows[partition][seat.worker] = rows[partition].get(seat.worker, 0) + count
         owners = [max(held, key=lambda worker: held[worker]) if held else self.wire.workers[0] for held in rows]
         self.wire.place(kind, source.convert(self.encoding, plan.partition == "stratified"), owners)
+
+
+def _whole(name: str, value: T) -> T:
+    """Return a count as a Python integer; None stays None."""
+    if value is None:
+        return value
+    if not isinstance(value, Integral) or value < 1:
+        raise BadInput(f"{name} must be a whole number and at least 1, however it is {value}")
+    return int(value)  # type: ignore[return-value]
 
 
 @contextmanager

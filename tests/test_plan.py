@@ -325,10 +325,10 @@ def test_shard_seed_is_another_for_every_argument_and_has_63_bits() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"shards": 0}, "shards must be at least 1, however it is 0"),
-        ({"batch_size": -5}, "batch_size must be at least 1, however it is -5"),
-        ({"window": 0}, "window must be at least 1, however it is 0"),
-        ({"seed": -1}, "seed must be at least 0, however it is -1"),
+        ({"shards": 0}, "shards must be a whole number and at least 1, however it is 0"),
+        ({"batch_size": -5}, "batch_size must be a whole number and at least 1, however it is -5"),
+        ({"window": 0}, "window must be a whole number and at least 1, however it is 0"),
+        ({"seed": -1}, "seed must be a whole number and at least 0, however it is -1"),
         ({"partition": "blocks"}, "partition must be one of .*'random'.* however they are 'blocks' and 'shard'"),
         ({"shuffle": True}, "shuffle one of .*'global'.* however they are 'block' and True"),
         ({"strata": rows_only([0, 0, 0])}, "must have rows, however 3 partitions hold none"),

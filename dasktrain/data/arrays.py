@@ -106,17 +106,38 @@ class Arrays:
 
     def fit(self, surveys: Sequence[Survey]) -> ArrayEncoding:
         """Fit an encoding to the surveys of all blocks, in their order."""
-        extents: list[Extent] = [survey.columns["X"] for survey in surveys]
-        unusable = sum(extent.unusable for extent in extents)
-        if unusable:
-            raise DataError(f"X must be finite, however {unusable} rows hold NaN or infinity; fill or drop them")
-        least, top = min(extent.least for extent in extents), max(extent.top for extent in extents)
-        bound = top + 1 if self.X.dtype.kind in "iu" else None
+        reach = self._input(surveys, "X")
+        bound = None if reach.bounds is None else reach.bounds[0]
         targets = 1 if self.y.ndim == 1 else math.prod(self.y.shape[1:])
         target: Target = Numbers(tuple(f"y{place}" for place in range(targets)), flat=self.y.ndim == 1)
         if self.classes:
             target = fit_labels("y", [survey.target for survey in surveys], self.y.dtype)
-        return ArrayEncoding(tuple(int(size) for size in self.X.shape[1:]), least, bound, target)
+        return ArrayEncoding(reach.shape, reach.least, bound, target)
+
+    def _input(self, surveys: Sequence[Survey], name: str) -> Input:
+        """Return what X is to the model, if all of it is finite."""
+        extents: list[Extent] = [survey.columns["X"] for survey in surveys]
+        unusable = sum(extent.unusable for extent in extents)
+        if unusable:
+            raise DataError(f"{name} must be finite, however {unusable} rows hold NaN or infinity; fill or drop them")
+        least, top = min(extent.least for extent in extents), max(extent.top for extent in extents)
+        shape = tuple(int(size) for size in self.X.shape[1:])
+        return Input(shape, (top + 1,), least) if self.X.dtype.kind in "iu" else Input(shape)
+
+    def schema(self, encoding: Encoding, surveys: Sequence[Survey]) -> Schema:
+        """Return what a model must accept for these validation rows, if they are like those of training."""
+        if not isinstance(encoding, ArrayEncoding):
+            raise DataError("The validation data must be a Table as the training data, however they are Arrays")
+        reach = self._input(surveys, "X of the validation data")
+        if reach.shape != encoding.shape or (reach.bounds is None) != (encoding.bound is None):
+            raise DataError(
+                f"Validation rows must have shape {encoding.shape} and training's kind of dtype, however they have "
+                f"shape {reach.shape} and {self.X.dtype}"
+            )
+        targets = 1 if self.y.ndim == 1 else self.y.shape[1]
+        if not self.classes and targets != encoding.target.num_outputs:
+            raise DataError(f"Validation y must have {encoding.target.num_outputs} columns, however it has {targets}")
+        return Schema((reach,), encoding.target.num_outputs)
 
     def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
         """Return one task per block of rows whose result is its Block."""

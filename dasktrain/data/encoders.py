@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dasktrain.data.plain import require_json
 from dasktrain.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -143,6 +144,7 @@ class Categorical:
                 f"Column {name!r} must have at most {MOST_CATEGORIES} categories, however it has "
                 f"{len(seen.values)}; leave it out or hash it to fewer"
             )
+        require_json(name, seen.values)
         return Categorical(name, tuple(ordered(seen.values)), seen.missing > 0)
 
     @property

@@ -3,6 +3,7 @@
 import base64
 import datetime
 import decimal
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -64,7 +65,20 @@ def _value(plain: Any) -> Any:
     return _BY_TEXT[name][2](text)
 
 
+def require_json(name: str, values: Iterable[Any]) -> None:
+    """Raise DataError naming column `name` if one of its values could not be saved with a model."""
+    for value in values:
+        try:
+            _plain(value)
+        except DataError as error:
+            raise DataError(
+                f"Column {name!r} must hold values that JSON can, however {value!r} is a {type(value).__name__}; "
+                "convert it to strings"
+            ) from error
+
+
 _BY_TEXT: dict[str, tuple[type, Any, Any]] = {
+    "datetime": (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),  # a date as well
     "date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
     "decimal": (decimal.Decimal, str, decimal.Decimal),
     "bytes": (bytes, bytes.hex, bytes.fromhex),

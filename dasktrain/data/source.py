@@ -97,6 +97,15 @@ class Source(Protocol):
     def fit(self, surveys: Sequence[Survey]) -> Encoding:
         """Fit an encoding to the surveys of all partitions, in their order."""
 
+    def schema(self, encoding: Encoding, surveys: Sequence[Survey]) -> Schema:
+        """Return what a model must accept for these rows as an encoding fitted to others has them.
+
+        Raises
+        ------
+        DataError
+            The rows do not fit the encoding.
+        """
+
     def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
         """Return one task per partition whose result is its Block, rows sorted by class if asked for."""
 

@@ -241,6 +241,23 @@ class Table:
             target,
         )
 
+    def schema(self, encoding: Encoding, surveys: Sequence[Survey]) -> Schema:
+        """Return the encoding's schema, if this validation table has the columns it was fitted to."""
+        if not isinstance(encoding, TableEncoding):
+            raise DataError("The validation data must be Arrays as the training data, however they are a Table")
+        encoding.check(self.frame._meta)
+        names = encoding.target.names if isinstance(encoding.target, Numbers) else (encoding.target.name,)
+        if list(names) != self._targets:
+            raise DataError(f"The validation data must have target {list(names)}, however it is {self._targets}")
+        for name in self.numeric:
+            infinite = sum(survey.columns[name].infinite for survey in surveys)
+            if infinite:
+                raise DataError(
+                    f"Column {name!r} of the validation data must be finite or missing, however {infinite} rows are "
+                    "infinite; replace them"
+                )
+        return encoding.schema
+
     def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
         """Return one task per partition whose result is its Block."""
         target = (

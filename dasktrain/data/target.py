@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasktrain.data.encoders import MOST_CATEGORIES, floats, ordered, plain, positions
+from dasktrain.data.plain import require_json
 from dasktrain.errors import DataError
 
 
@@ -146,7 +147,10 @@ def fit_labels(name: str, surveys: Sequence[TargetSurvey], dtype: Any) -> Labels
             f"Target {name!r} must have at most {MOST_CATEGORIES} labels, however it has {len(values)}; "
             "pass classes=False if it is a number to predict"
         )
+    require_json(name, values)
     known = tuple(ordered(values))
+    if len(known) == 1:
+        raise DataError(f"Target {name!r} must have two labels or more, however it has one, {known[0]!r}; add others")
     if isinstance(dtype, pd.CategoricalDtype) and not values <= set(plain(dtype.categories)):
         dtype = pd.CategoricalDtype(pd.Index(list(known)))  # Dask did not know the categories
     return Labels(name, known, dtype)

@@ -14,8 +14,8 @@ class Wire(Protocol):
     """Where data lies and replicas run.
 
     Calls come in this order: `open`, then `compute` and `place` in any number, then `attach`, then `ask` in
-    any number, then `close`, which is also right after any error. `attach`, `ask` and `close` are called
-    from one thread.
+    any number, then `close`, which is also right after any error. `attach` and `ask` are called from one thread;
+    `close` from that or, to abort, from another.
     """
 
     def open(self) -> None:
