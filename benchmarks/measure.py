@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +29,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "dask", "distributed", "numpy", "pandas", "pyarrow")},
     }
-
-
-def peak_rss() -> int:
-    """Return the largest resident size this process ever had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write(name: str, figures: dict[str, Any]) -> None:

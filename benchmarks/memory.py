@@ -17,7 +17,7 @@ from dask.distributed import Client, LocalCluster
 from torch import nn
 
 import dasktrain as dt
-from benchmarks.measure import peak_rss, write
+from benchmarks.measure import write
 from benchmarks.problems import COLUMNS, mlp, write_table
 
 PARTITIONS, WORKERS = 32, 2
@@ -36,7 +36,10 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """Return this process's largest resident size since `resident`, in bytes."""
+    """Return this process's largest resident size since `resident`, or since it started, in bytes.
+
+    Not ru_maxrss: that begins with the size of the process that started this one.
+    """
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
@@ -54,7 +57,7 @@ def one_run(rows: int, folder: str) -> dict[str, object]:
         "rows": rows,
         "share of the tensors, MB": round(share / 1e6, 1),
         "worker peak over share": [round((high - low) / share, 2) for high, low in zip(after, before, strict=True)],
-        "driver peak, MB": round(peak_rss() / 1e6, 1),
+        "driver peak, MB": round(peak() / 1e6, 1),
     }
 
 

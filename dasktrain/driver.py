@@ -20,6 +20,9 @@ from dasktrain.reduce import reduce
 from dasktrain.strategies import Strategy, Sums, check_weight
 from dasktrain.wire import Wire
 
+#: seconds in which an interrupt that killed workers is told to this process as well
+INTERRUPT = 0.5
+
 
 @dataclass
 class Driver:
@@ -62,7 +65,13 @@ class Driver:
         state = self.run.state
         for done, (epoch, round) in enumerate(self._cursors(), start=1):
             started = perf_counter()
-            total = self._ask("train", epoch, round)
+            try:
+                total = self._ask("train", epoch, round)
+            except WorkerLost as error:
+                self._end_if_interrupted(error)
+                if round:
+                    self._finish_epoch(epoch, round - 1)
+                return
             figures = self.strategy.apply(state, total, self.sums)
             record = self._round_record(epoch, round, total, started, figures)
             if state.scheduler and self.schedule_every == "round":
@@ -76,6 +85,12 @@ class Driver:
                 self.ended = "observer"
             if self.ended != "epochs":
                 return
+
+    def _end_if_interrupted(self, error: WorkerLost) -> None:
+        """End as after an interrupt if there was one, else raise: Ctrl-C reaches a LocalCluster's workers, too."""
+        if not self.stop.wait(INTERRUPT):
+            raise error
+        self.ended = "interrupt"
 
     def _cursors(self) -> Iterator[tuple[int, int]]:
         epoch = 0
@@ -133,8 +148,11 @@ class Driver:
         rows = sum(self.plan.rows_of_round(done) for done in range(round + 1))
         record: Record = {"epoch": epoch, "rounds": round + 1, "rows": rows, **means}
         if self.evaluation is not None and self.ended != "interrupt":
-            valid = self.sums.means(self._ask("evaluate", epoch, round))
-            record |= {f"valid_{name}": value for name, value in valid.items()}
+            try:
+                valid = self.sums.means(self._ask("evaluate", epoch, round))
+                record |= {f"valid_{name}": value for name, value in valid.items()}
+            except WorkerLost as error:
+                self._end_if_interrupted(error)
         record |= {
             "learning_rate": state.learning_rate,
             "seconds": seconds,

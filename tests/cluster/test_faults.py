@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from time import monotonic
 
@@ -49,6 +50,27 @@ def test_killed_worker_between_rounds_ends_the_run_and_is_named(signal_: signal.
         assert worker in str(caught.value)
         client.wait_for_workers(2, timeout=30)
         assert PROBLEMS[0].fit(client).digest == expected(PROBLEMS[0])
+
+
+def test_interrupt_that_kills_the_workers_leaves_the_result_so_far() -> None:
+    """Ctrl-C in a terminal reaches the processes of a LocalCluster as well."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        pids, main = list(client.run(os.getpid).values()), threading.main_thread().ident
+        assert main is not None
+
+        def interrupt() -> None:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            signal.pthread_kill(main, signal.SIGINT)
+
+        trainer = PROBLEMS[0].trainer([Saboteur(2, interrupt)])
+        result = trainer.fit(PROBLEMS[0].data, batch_size=50, max_rounds=100_000, client=client)
+        assert result.ended == "interrupt"
+        assert len(result.history.rounds) == 3
+        assert result.digest == PROBLEMS[0].fit(dt.LocalWire(), seed=0, max_rounds=3).digest
 
 
 class KillsItsWorker(nn.Module):
