@@ -12,7 +12,6 @@ from dasktrain.data.target import Labels, Target
 from dasktrain.errors import DasktrainError, ModelError, PlanError
 from dasktrain.objective import Measure, Objective, measure
 from dasktrain.plan import Plan
-from dasktrain.shipping import check_ships
 from dasktrain.strategies import Strategy
 from dasktrain.vector import FlatParameters, trainable
 
@@ -25,16 +24,15 @@ def check(
     plan: Plan,
     batch: Batch,
 ) -> None:
-    """Try one contribution of the plan's smallest size, and whether everything can be shipped.
+    """Try one contribution of the plan's smallest size.
 
     Raises
     ------
     ModelError
-        Module, loss or metric do not accept the data or each other, or cannot be pickled.
+        Module, loss or metric do not accept the data or each other.
     PlanError
         A shard may have one row of a module that needs two.
     """
-    check_ships(module, **{"the loss": loss}, **{f"metric {name!r}": metric for name, metric in metrics.items()})
     with torch.random.fork_rng(devices=[]):
         _try(copy.deepcopy(module).train(), loss, metrics, strategy, plan, batch)
 

@@ -205,15 +205,16 @@ class Trainer:
         return state
 
     def _module(self, schema: Schema, seed: int) -> nn.Module:
-        if isinstance(self.model, nn.Module):
-            check_ships(self.model)  # what cannot be shipped cannot be copied, and this names what it is
-            return copy.deepcopy(self.model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = self.model(schema)
+        module: Any = self.model
+        if not isinstance(module, nn.Module):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module = self.model(schema)
         if not isinstance(module, nn.Module):
             raise ModelError(f"model(schema) must return a module, however it returned {type(module)}")
-        return module
+        named = {f"metric {name!r}": metric for name, metric in self.metrics.items()}
+        check_ships(module, **{"the loss": self.loss}, **named)  # before copying, which fails without naming a part
+        return copy.deepcopy(module) if module is self.model else module
 
     def _train(
         self, prepared: "_Prepared", plan: Plan, state: TrainState, epochs: int | None, max_rounds: int | None
@@ -224,7 +225,7 @@ class Trainer:
             plans["evaluate"] = prepared.evaluation(plan)
         job = Job(state.module, self.loss, self.metrics, self.strategy, plans, plan.seed, wire.threads)
         run = Run(
-            id=getattr(wire, "run", "local"),
+            id=wire.run,
             workers=wire.workers,
             shards=plan.shards,
             threads=wire.threads,

@@ -108,11 +108,14 @@ class Arrays:
         """Fit an encoding to the surveys of all blocks, in their order."""
         reach = self._input(surveys, "X")
         bound = None if reach.bounds is None else reach.bounds[0]
-        targets = 1 if self.y.ndim == 1 else math.prod(self.y.shape[1:])
-        target: Target = Numbers(tuple(f"y{place}" for place in range(targets)), flat=self.y.ndim == 1)
+        target: Target = Numbers(tuple(f"y{place}" for place in range(self._targets)), flat=self.y.ndim == 1)
         if self.classes:
             target = fit_labels("y", [survey.target for survey in surveys], self.y.dtype)
         return ArrayEncoding(reach.shape, reach.least, bound, target)
+
+    @property
+    def _targets(self) -> int:
+        return 1 if self.y.ndim == 1 else int(self.y.shape[1])
 
     def _input(self, surveys: Sequence[Survey], name: str) -> Input:
         """Return what X is to the model, if all of it is finite."""
@@ -134,9 +137,10 @@ class Arrays:
                 f"Validation rows must have shape {encoding.shape} and training's kind of dtype, however they have "
                 f"shape {reach.shape} and {self.X.dtype}"
             )
-        targets = 1 if self.y.ndim == 1 else self.y.shape[1]
-        if not self.classes and targets != encoding.target.num_outputs:
-            raise DataError(f"Validation y must have {encoding.target.num_outputs} columns, however it has {targets}")
+        if not self.classes and self._targets != encoding.target.num_outputs:
+            raise DataError(
+                f"Validation y must have {encoding.target.num_outputs} columns, however it has {self._targets}"
+            )
         return Schema((reach,), encoding.target.num_outputs)
 
     def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:

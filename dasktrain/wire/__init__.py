@@ -22,6 +22,10 @@ class Wire(Protocol):
         """Check that there are workers and that they can run replicas."""
 
     @property
+    def run(self) -> str:
+        """Name of the run, which its messages carry."""
+
+    @property
     def workers(self) -> Sequence[str]:
         """Names of the workers that will get a lease, sorted."""
 

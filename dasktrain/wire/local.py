@@ -33,6 +33,7 @@ class LocalWire:
             raise BadInput(f"workers and threads must be at least 1, however they are {workers} and {threads}")
         self.workers: Sequence[str] = [f"local-{number:03d}" for number in range(workers)]
         self.threads = threads
+        self.run = "local"
         self._blocks: dict[Kind, list[Any]] = {}
         self._replicas: dict[str, Respond] = {}
         self._events: list[Event] = []

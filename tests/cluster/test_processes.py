@@ -17,6 +17,7 @@ from torch import nn
 
 import dasktrain as dt
 from dasktrain.errors import AttachError
+from dasktrain.wire.dask import _check_versions, _versions
 from tests.problems import PROBLEMS, expected
 
 
@@ -95,6 +96,15 @@ class _OnlyHere(nn.Module):
         if os.getpid() != self.driver:
             raise ValueError("away")
         return self.linear(x)
+
+
+@pytest.mark.parametrize("package", ["torch", "dasktrain"])
+def test_worker_without_a_package_is_refused_by_name(clean: Client, package: str) -> None:
+    found = clean.run(_versions)
+    for worker, versions in found.items():
+        _check_versions(worker, versions)
+        with pytest.raises(AttachError, match=f"{package} .* on tcp://.* it is missing; install"):
+            _check_versions(worker, versions | {package: "missing"})
 
 
 def test_worker_with_another_torch_is_refused_by_name(tmp_path: Path) -> None:
