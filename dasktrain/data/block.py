@@ -25,6 +25,11 @@ class Block(NamedTuple):
     target: Array | None = None
     weight: Array | None = None  # (rows,), float64
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the partition."""
+        return len(self.inputs[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
