@@ -3,6 +3,7 @@
 import math
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -69,6 +70,8 @@ class Replica:
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
         self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector.dtype)
+        #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
+        self._ahead: dict[tuple[int, int, int], tuple[Rows, Batch | None]] = {}
 
     def __call__(self, task: Task, state: State) -> Answer | Failure:
         """Answer a task; whatever the user's code raises comes back as a Failure."""
@@ -81,6 +84,22 @@ class Replica:
             name = type(error).__name__ if isinstance(error, DasktrainError) else "ReplicaError"
             text = str(error) if isinstance(error, DasktrainError) else f"{type(error).__name__}: {error}"
             return Failure(name, text, traceback.format_exc(), task)
+
+    def ahead(self, task: Task) -> None:
+        """Gather the rows of the training round after `task`, as if the same shards will be asked for."""
+        if task.kind != "train":
+            return
+        plan = self.job.plans["train"]
+        epoch, round = divmod(task.epoch * plan.rounds + task.round + 1, plan.rounds)
+        self._ahead.clear()  # of what has been asked for nothing is left
+        with suppress(Exception):  # what is wrong is told by the round that needs it
+            for shard in range(task.start, task.stop):
+                self._ahead[epoch, round, shard] = self._rows_and_batch(epoch, round, shard)
+
+    def _rows_and_batch(self, epoch: int, round: int, shard: int) -> tuple[Rows, Batch | None]:
+        """Return a shard's training rows and, if there are any, what they hold."""
+        rows = self.job.plans["train"].rows(epoch, round, shard)
+        return rows, gather(lambda partition: self._read("train", partition), rows) if len(rows) else None
 
     def _partials(self, task: Task, state: State) -> tuple[Partial, ...]:
         self._accumulator.reclaim()  # the driver asks only once it has the last answer
@@ -103,12 +122,12 @@ class Replica:
 
     def _train(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
         """Add one shard's gradient to `into`."""
-        rows = self.job.plans["train"].rows(task.epoch, task.round, shard)
-        if not len(rows):
+        place = task.epoch, task.round, shard
+        rows, batch = self._ahead.pop(place) if place in self._ahead else self._rows_and_batch(*place)
+        if batch is None:
             return into
-        batch = gather(lambda partition: self._read("train", partition), rows)
         self._buffers.load()  # every shard starts from the round's buffers
-        torch.default_generator.manual_seed(shard_seed(self.job.seed, task.epoch, task.round, shard))
+        torch.default_generator.manual_seed(shard_seed(self.job.seed, *place))
         output = self._module(*batch.inputs)
         loss, weight = self._objective(output, batch.target, batch.weight)
         scalars = self._scalars(output, batch, loss, weight)

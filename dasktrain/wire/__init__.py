@@ -10,6 +10,16 @@ from dasktrain.fleet import Event
 from dasktrain.messages import Answer, Failure, Kind, State, Task
 
 
+class Respond(Protocol):
+    """What a worker holds for a run: its replica, seen from the wire."""
+
+    def __call__(self, task: Task, state: State) -> Answer | Failure:
+        """Answer a task."""
+
+    def ahead(self, task: Task) -> None:
+        """Get ready, while the driver steps, for what probably follows `task`."""
+
+
 class Wire(Protocol):
     """Where data lies and replicas run.
 

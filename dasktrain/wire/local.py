@@ -1,6 +1,6 @@
 """The whole cluster in this process: for tests, for a first try, and for data that fits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dask
@@ -10,9 +10,7 @@ from dasktrain.errors import BadInput
 from dasktrain.fleet import Event, Joined
 from dasktrain.messages import Answer, Failure, Kind, State, Task
 from dasktrain.shipping import run_packed
-from dasktrain.wire import failed
-
-Respond = Callable[[Task, State], Answer | Failure]
+from dasktrain.wire import Respond, failed
 
 
 class LocalWire:
