@@ -6,7 +6,7 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -113,7 +113,7 @@ def _closing(worker: Worker) -> bool:
 def _answer(worker: Worker, channel: Channel, terms: Terms) -> None:
     """Build the replica and answer tasks until the connection ends or the worker closes."""
     respond: Respond | None = None
-    with heap.kept(), _unsampled(worker), suppress(OSError):  # the connection ended, and with it the lease
+    with heap.kept(), suppress(OSError):  # the connection ended, and with it the lease
         channel.send({"attached": terms.run})
         for header, frames in _messages(worker, channel):
             if respond is None:
@@ -134,19 +134,6 @@ def _messages(worker: Worker, channel: Channel) -> Iterator[tuple[Header, list[A
             if _closing(worker):
                 return
         yield channel.receive()
-
-
-@contextmanager
-def _unsampled(worker: Worker) -> Iterator[None]:
-    """Keep Dask's profiler off this thread: walking a task's stack 100 times a second costs a round 1 to 3 %."""
-    me = threading.get_ident()
-    with worker.active_threads_lock:
-        key = worker.active_threads.pop(me)
-    try:
-        yield
-    finally:
-        with worker.active_threads_lock:
-            worker.active_threads[me] = key
 
 
 def _build(worker: Worker, frames: Sequence[Any], terms: Terms) -> tuple[Respond | None, tuple[Header, list[Vector]]]:

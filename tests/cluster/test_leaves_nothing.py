@@ -3,52 +3,26 @@
 import functools
 import inspect
 import os
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from distributed import Client, LocalCluster, Worker
+from distributed import Client, LocalCluster
 from torch import Tensor, nn
 
 import dasktrain as dt
 from dasktrain.errors import BadInput
-from dasktrain.wire.lease import _unsampled
 from tests.problems import CLASSES, PARTITIONS, PROBLEMS
 
 
 def test_success_leaves_nothing(clean: Client) -> None:
     PROBLEMS[2].fit(clean)
-
-
-def _sampled(dask_worker: Worker) -> int:
-    return len(dask_worker.active_threads)
-
-
-def test_the_profiler_skips_leases_while_they_work(clean: Client) -> None:
-    class Looks(dt.Observer):
-        def round(self, record: dict[str, object]) -> None:
-            self.during = clean.run(_sampled)
-
-    looks = Looks()
-    PROBLEMS[0].trainer([looks]).fit(PROBLEMS[0].data, client=clean, epochs=1)
-    assert set(looks.during.values()) == {0}
-
-
-def test_a_lease_gives_the_profiler_its_thread_back() -> None:
-    me = threading.get_ident()
-    worker: Any = SimpleNamespace(active_threads={me: "lease"}, active_threads_lock=threading.Lock())
-    with _unsampled(worker):
-        assert worker.active_threads == {}
-    assert worker.active_threads == {me: "lease"}
 
 
 def test_bad_input_leaves_nothing(clean: Client) -> None:
