@@ -1,6 +1,7 @@
 """Train a torch model on a Dask DataFrame: exact gradients, the same bits on any number of workers."""
 
 from dasktrain import errors as errors
+from dasktrain.checkpointer import Checkpoint as Checkpoint
 from dasktrain.data.arrays import Arrays as Arrays
 from dasktrain.data.source import Schema as Schema
 from dasktrain.data.table import Table as Table
@@ -19,6 +20,7 @@ from dasktrain.wire.local import LocalWire as LocalWire
 __version__ = "0.1.0"
 __all__ = [
     "Arrays",
+    "Checkpoint",
     "EarlyStopping",
     "GradientAveraging",
     "History",

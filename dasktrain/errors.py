@@ -8,7 +8,9 @@ DasktrainError
 │   └── ModelError                   module, loss, metric and data do not fit, or cannot be shipped
 └── RunError (RuntimeError)      found while leases were being made or rounds were running
     ├── AttachError                  a worker could not be used
-    ├── WorkerLost                   a worker went away
+    ├── WorkerLost                   no worker was left, or none answered in time
+    ├── SchedulerLost                the scheduler went away, and the cluster with it
+    ├── Diverged                     two workers gave different bits for the same shards
     ├── ReplicaError                 the module, loss or metric raised on a worker
     ├── WireError                    bytes on a connection were not a message
     ├── NonFinite                    a loss, gradient or weight was NaN or infinite
@@ -60,7 +62,15 @@ class AttachError(RunError):
 
 
 class WorkerLost(RunError):
-    """A worker went away during the run."""
+    """No worker was left, or none answered in time."""
+
+
+class SchedulerLost(RunError):
+    """The scheduler went away, and the cluster with it."""
+
+
+class Diverged(RunError):
+    """Two workers gave different bits for the same shards."""
 
 
 class ReplicaError(RunError):

@@ -1,81 +1,299 @@
 """Who is here and who computes which shards: events in, instructions out, no clock and no network.
 
-The wire turns what it sees into events; the driver carries the instructions out. Results never depend on
-anything decided here, only how long they take.
+The wire turns what it sees into events, the driver's clock adds who is slow, and the driver carries the
+instructions out. Results never depend on anything decided here, only how long they take.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
+from dasktrain.events import (
+    Abort,
+    Answered,
+    Assign,
+    BackUp,
+    Domain,
+    Event,
+    Failed,
+    Instruction,
+    Joined,
+    Lease,
+    Left,
+    Notice,
+    Ready,
+    ReAsk,
+    Refused,
+    Release,
+    Slow,
+    Wait,
+)
+from dasktrain.messages import Failure, Task
 
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A worker is attached: its replica is built and it takes tasks."""
-
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A worker went away; `reason` is what the wire saw."""
-
-    worker: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Worker computes shards [start, stop) from the next round on."""
-
-    worker: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """The run cannot go on."""
-
-    reason: str
-
-
-Event = Joined | Left
-Instruction = Assign | Abort
+#: failures that another worker may not have; all others are the data's or the model's
+ELSEWHERE = ("ReplicaError", "AttachError")
+#: answers that came late before a worker gets work only if nobody else can
+STRIKES = 3
 
 
 @dataclass
 class Fleet:
-    """The members of a run.
+    """The members of a run and the round under way.
 
     Parameters
     ----------
     shards
-        Logical ranks of the run. Members beyond them are spares.
+        Logical ranks of the run. Members beyond them are spares for deaths and backups.
+    domain
+        Determinism domain of the run; None: the one most of the first members are in.
+    strict
+        Whether workers of another domain are refused, or admitted with a notice.
     """
 
     shards: int
-    members: list[str] = field(default_factory=list)
+    domain: Domain | None = None
+    strict: bool = True
+    #: members in seats; a seat that was left is kept for the next who joins, so that the others keep their shards
+    _seats: list[str | None] = field(default_factory=list)
+    _domains: dict[str, Domain] = field(default_factory=dict)  # of members, until the run's domain is known
+    _leasing: dict[str, None] = field(default_factory=dict)  # in order of joining
+    _barred: dict[str, str] = field(default_factory=dict)  # worker -> why it may not come back
+    _busy: dict[str, Task] = field(default_factory=dict)  # member -> what it has not answered, maybe an older round's
+    _slow: set[str] = field(default_factory=set)  # busy members that are late
+    _strikes: Counter[str] = field(default_factory=Counter)
+    _round: Task | None = None  # all shards of the round under way
+    _open: set[int] = field(default_factory=set)  # shards that nobody has answered
+    _queue: list[Task] = field(default_factory=list)  # what somebody must be asked for
+    _failed: set[int] = field(default_factory=set)  # shards of this round a worker raised for
 
-    def settle(self, events: Iterable[Event]) -> list[Instruction]:
-        """Take events in; return what must be done before the next round, in order."""
-        instructions: list[Instruction] = []
-        changed = False
-        for event in events:
-            if isinstance(event, Joined) and event.worker not in self.members:
-                self.members.append(event.worker)
-                changed = True
-            elif isinstance(event, Left) and event.worker in self.members:
-                self.members.remove(event.worker)
-                instructions.append(Abort(f"worker {event.worker} went away: {event.reason}"))
-        return instructions + list(self.assignment()) if changed else instructions
-
-    def assignment(self) -> list[Assign]:
-        """Spread the shards over the members: contiguous, in order of joining, even to within one."""
-        count = min(len(self.members), self.shards)
-        cuts = [self.shards * place // count for place in range(count + 1)] if count else []
-        return [Assign(*seat) for seat in zip(self.members, cuts, cuts[1:], strict=False)]
+    # -- what the driver asks ---------------------------------------------------------------------------------
 
     @property
-    def spares(self) -> list[str]:
-        """Members without a shard, more workers than shards."""
-        return self.members[self.shards :]
+    def members(self) -> list[str]:
+        """Workers with a replica, in order of their seats."""
+        return [worker for worker in self._seats if worker is not None]
+
+    @property
+    def pending(self) -> set[str]:
+        """Workers that were leased and are not ready."""
+        return set(self._leasing)
+
+    @property
+    def busy(self) -> Mapping[str, Task]:
+        """What each member was asked and has not answered."""
+        return self._busy
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard of the round has been answered."""
+        return not self._open
+
+    def lacks(self, task: Task) -> bool:
+        """Return whether an answer to `task` is to be used: it is of this round and nobody else's came first."""
+        return self._of_round(task) and self._open.issuperset(range(task.start, task.stop))
+
+    def is_late(self, worker: str) -> bool:
+        """Return whether a busy member is known to be slow, or has been since an older round."""
+        return worker in self._slow or not self._of_round(self._busy[worker])
+
+    # -- what happens -------------------------------------------------------------------------------------------
+
+    def begin(self, round: Task) -> list[Instruction]:
+        """Start a round, `round` being all its shards, with the members that are not busy with an older one."""
+        out = self._found()
+        self._round, self._open, self._failed = round, set(range(self.shards)), set()
+        idle = self._idle()
+        if idle:
+            self._queue = []
+            given = [(worker, replace(round, start=a, stop=b)) for worker, a, b in shares(idle, self.shards)]
+            self._busy |= dict(given)
+            return out + [Assign(*each) for each in given]
+        cuts = _cuts(0, self.shards, max(1, len(self.members)))
+        self._queue = [replace(round, start=start, stop=stop) for start, stop in cuts]
+        return out + self._alone("no worker is attached")
+
+    def take(self, event: Event) -> list[Instruction]:
+        """Take an event in; return what must be done about it, in order."""
+        match event:
+            case Joined(worker):
+                return self._joined(worker)
+            case Ready(worker, domain):
+                return self._ready(worker, domain)
+            case Refused(worker, reason):
+                return self._refused(worker, reason)
+            case Left(worker, reason):
+                return self._left(worker, reason)
+            case Answered(worker, answer):
+                return self._answered(worker, answer.task)
+            case Failed(worker, failure):
+                return self._raised(worker, failure)
+            case Slow(worker):
+                return self._late(worker)
+
+    def _joined(self, worker: str) -> list[Instruction]:
+        if worker in self._leasing or worker in self._seats or worker in self._barred:
+            return []
+        self._leasing[worker] = None
+        # The share it would have if it and all others that were leased before it were ready by the next round.
+        expected = copy(self._seats)
+        for each in self._leasing:
+            _sit(expected, each)
+        given = shares([seat for seat in expected if seat is not None], self.shards)
+        return [Lease(*next((share for share in given if share[0] == worker), (worker, 0, 0)))]
+
+    def _ready(self, worker: str, domain: Domain) -> list[Instruction]:
+        self._leasing.pop(worker, None)
+        if worker in self._seats or worker in self._barred:
+            return []
+        _sit(self._seats, worker)
+        if self.domain is None:
+            self._domains[worker] = domain
+            return self._dispatch()
+        joined: list[Instruction] = [Notice(f"worker {worker} joined")] * (self._round is not None)
+        return (self._admit(worker, domain) or joined) + self._dispatch()
+
+    def _admit(self, worker: str, domain: Domain) -> list[Instruction]:
+        """Have a member go, or tell of it, if its bits are not the run's."""
+        assert self.domain is not None
+        if domain == self.domain:
+            return []
+        reason = _difference(worker, domain, self.domain)
+        if not self.strict:
+            return [Notice(f"{reason}; it computes all the same, and this run's bits cannot be had again")]
+        return self._bar(worker, f"{reason}; it is left to predictions and other work")
+
+    def _found(self) -> list[Instruction]:
+        """Settle seats and domain with the first members: by name, and the domain that most of them share."""
+        if self._round is None:
+            self._seats[:] = sorted(self.members)
+        if self.domain is not None or not self._domains:
+            return []
+        kinds = Counter(str(sorted(domain.items())) for domain in self._domains.values())
+        most = min(kinds, key=lambda kind: (-kinds[kind], kind))
+        self.domain = next(each for each in self._domains.values() if str(sorted(each.items())) == most)
+        founders, self._domains = self._domains, {}
+        return [each for worker in sorted(founders) for each in self._admit(worker, founders[worker])]
+
+    def _refused(self, worker: str, reason: str) -> list[Instruction]:
+        return self._bar(worker, reason) if worker in self._leasing or worker in self._seats else []
+
+    def _bar(self, worker: str, reason: str) -> list[Instruction]:
+        self._stand(worker)
+        self._barred[worker] = reason
+        if self.members or self._leasing:
+            return [Release(worker, reason)]
+        last: Instruction = Wait(reason) if self._round is not None else Abort("; ".join(self._barred.values()))
+        return [Release(worker, reason), last]
+
+    def _left(self, worker: str, reason: str) -> list[Instruction]:
+        if worker not in self._leasing and worker not in self._seats:
+            return []
+        lost = self._stand(worker)
+        if lost and not self._in_hand(lost):
+            pieces = _cuts(lost.start, lost.stop, len(self.members))
+            self._queue += [replace(lost, start=start, stop=stop) for start, stop in pieces]
+        gone = f"worker {worker} went away: {reason}"
+        return [Notice(gone), *self._dispatch(), *self._alone(gone)]
+
+    def _alone(self, reason: str) -> list[Instruction]:
+        return [] if self.members or self._leasing else [Wait(reason)]
+
+    def _stand(self, worker: str) -> Task | None:
+        """Take a worker off its seat, if it has one; return what it was asked for and nobody has answered."""
+        self._leasing.pop(worker, None)
+        if worker in self._seats:
+            self._seats[self._seats.index(worker)] = None
+        self._domains.pop(worker, None)
+        self._slow.discard(worker)
+        task = self._busy.pop(worker, None)
+        return task if task is not None and self.lacks(task) else None
+
+    def _answered(self, worker: str, task: Task) -> list[Instruction]:
+        if self._busy.get(worker) == task:
+            del self._busy[worker]
+            self._slow.discard(worker)
+        if self.lacks(task):
+            self._open -= set(range(task.start, task.stop))
+        return self._dispatch()
+
+    def _raised(self, worker: str, failure: Failure) -> list[Instruction]:
+        """Ask somebody else, unless the failure would be the same there, or was."""
+        if worker not in self._seats:
+            return []
+        lost = self._stand(worker)
+        shards = set(range(lost.start, lost.stop)) if lost else set()
+        if failure.error not in ELSEWHERE or self._failed & shards or not (self.members or self._leasing):
+            return [Abort(failure.text, worker, failure)]
+        self._failed |= shards
+        self._barred[worker] = failure.text
+        self._queue += [lost] if lost and not self._in_hand(lost) else []
+        return [Release(worker, f"it failed: {failure.text}"), *self._dispatch()]
+
+    def _late(self, worker: str) -> list[Instruction]:
+        task = self._busy.get(worker)
+        if task is None or worker in self._slow:
+            return []
+        self._slow.add(worker)
+        self._strikes[worker] += 1
+        if self.lacks(task) and not self._in_hand(task) and task not in self._queue:
+            self._queue.append(task)
+        spare = f"worker {worker} was late {STRIKES} times and now gets work only if nobody else can do it"
+        return [Notice(spare)] * (self._strikes[worker] == STRIKES) + self._dispatch()
+
+    # -- who is asked -------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> list[Instruction]:
+        """Give idle members what is queued and still lacking."""
+        out: list[Instruction] = []
+        self._queue = [task for task in self._queue if self.lacks(task)]
+        for worker in self._idle():
+            if not self._queue:
+                break
+            task = self._queue.pop(0)
+            out.append(BackUp(worker, task) if task in self._busy.values() else ReAsk(worker, task))
+            self._busy[worker] = task
+        return out
+
+    def _idle(self) -> list[str]:
+        """Members without a task; those that were late too often only if there are no others."""
+        steady = [worker for worker in self.members if self._strikes[worker] < STRIKES]
+        return [worker for worker in steady or self.members if worker not in self._busy]
+
+    def _in_hand(self, task: Task) -> bool:
+        """Return whether a member that is not late computes just this."""
+        return any(other == task and worker not in self._slow for worker, other in self._busy.items())
+
+    def _of_round(self, task: Task) -> bool:
+        return self._round is not None and replace(task, start=0, stop=self.shards) == self._round
+
+
+def shares(workers: Sequence[str], shards: int) -> list[tuple[str, int, int]]:
+    """Spread shards over workers: (worker, start, stop), contiguous, in their order, even to within one."""
+    return [(worker, *cut) for worker, cut in zip(workers, _cuts(0, shards, len(workers)), strict=False)]
+
+
+def _sit(seats: list[str | None], worker: str) -> None:
+    """Give a worker the first free seat."""
+    if None in seats:
+        seats[seats.index(None)] = worker
+    else:
+        seats.append(worker)
+
+
+def _cuts(start: int, stop: int, pieces: int) -> list[tuple[int, int]]:
+    """Cut [start, stop) into at most so many pieces, even to within one."""
+    count = max(1, min(pieces, stop - start))
+    edges = [start + (stop - start) * place // count for place in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def _difference(worker: str, domain: Domain, wanted: Domain) -> str:
+    names = [name for name in wanted if domain.get(name) != wanted[name]]
+    found = ", ".join(f"{name} is {_short(domain.get(name))} and the run's {_short(wanted[name])}" for name in names)
+    return f"Worker {worker} must be in the run's determinism domain, however its {found}"
+
+
+def _short(value: object) -> str:
+    return str(value)[:16]

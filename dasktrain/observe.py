@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dasktrain.errors import BadInput, nearest
-from dasktrain.state import Snapshot, TrainState
+from dasktrain.state import Cursor, Snapshot, TrainState
 
 Record = dict[str, Any]
 
@@ -51,16 +51,20 @@ class Run:
     epochs: int | None
     max_rounds: int | None
     state: TrainState = field(repr=False)
+    cursor: Cursor = field(repr=False)
+    history: History = field(repr=False)
+    #: returns a copy of all that is needed to go on from here: plain facts, and nested state with tensors
+    capture: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = field(repr=False)
 
 
 class Observer:
-    """Reads what happens; override any of the five hooks. Hooks run in the driver's thread."""
+    """Reads what happens; override any of the hooks. They run in the driver's thread."""
 
     def stage(self, text: str) -> None:
-        """Do something when the run passes to another stage before its first round."""
+        """Do something when the run passes to another stage, or a worker joins, leaves or is refused."""
 
     def start(self, run: Run) -> None:
-        """Do something before the first round."""
+        """Do something before the first round, or the first after a resume: `run.history` has what was before."""
 
     def round(self, record: Record) -> bool | None:
         """Read a round's record; return True to ask for a stop."""
@@ -68,8 +72,15 @@ class Observer:
     def epoch(self, record: Record) -> bool | None:
         """Read an epoch's record; return True to ask for a stop."""
 
-    def end(self) -> None:
-        """Do something after the last round; also called when the run failed."""
+    def end(self) -> Snapshot | None:
+        """Do something after the last round, also of a run that failed; return a snapshot for it to end with."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint should keep of this observer: numbers, text, tensors and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over, after `start`, what `state_dict` returned in the run that is resumed."""
 
 
 class EarlyStopping(Observer):
@@ -117,7 +128,9 @@ class EarlyStopping(Observer):
         self._snapshot: Snapshot | None = None
 
     def epoch(self, record: Record) -> bool | None:
-        """Compare with the best epoch so far."""
+        """Compare with the best whole epoch so far."""
+        if record["rounds"] < self._run.rounds_per_epoch:
+            return None
         if self.monitor not in record:
             raise BadInput(
                 f"EarlyStopping must monitor a figure of the history, however {self.monitor!r} is none; "
@@ -130,11 +143,20 @@ class EarlyStopping(Observer):
             self._snapshot = self._run.state.snapshot() if self.restore_best else None
         return bool(record["epoch"] - self.best_epoch >= self.patience)
 
-    def end(self) -> None:
+    def end(self) -> Snapshot | None:
         """Go back to the best epoch."""
-        if self._snapshot is not None:
-            self._run.state.restore(self._snapshot)
-        self._snapshot = None
+        snapshot, self._snapshot = self._snapshot, None
+        return snapshot
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best epoch and its snapshot."""
+        best = {"least": self._least, "best": self.best, "best_epoch": self.best_epoch}
+        return best | {"snapshot": None if self._snapshot is None else vars(self._snapshot).copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the best epoch."""
+        self._least, self.best, self.best_epoch = state["least"], state["best"], state["best_epoch"]
+        self._snapshot = None if state["snapshot"] is None else Snapshot(**state["snapshot"])
 
 
 class Log(Observer):
@@ -143,7 +165,7 @@ class Log(Observer):
     Parameters
     ----------
     path
-        ``*.csv`` or ``*.jsonl``; replaced if it exists.
+        ``*.csv`` or ``*.jsonl``; replaced if it exists. A resumed run writes what was before it as well.
     every
         Whether to write epochs or rounds.
     """
@@ -156,8 +178,10 @@ class Log(Observer):
         self._writer: Any = None
 
     def start(self, run: Run) -> None:
-        """Open the file."""
+        """Open the file and write what was before a resume."""
         self._file, self._writer = self.path.open("w", newline=""), None
+        for record in run.history if self.every == "epoch" else run.history.rounds:
+            self._write(record)
 
     def round(self, record: Record) -> None:
         """Write a round."""
@@ -215,9 +239,11 @@ class Progress(Observer):
             f"run {run.id}: {run.rows:,} rows, {run.rounds_per_epoch} rounds an epoch, {run.parameters:,} parameters, "
             f"{run.shards} shards on {len(run.workers)} workers x {run.threads} threads"
         )
+        if run.cursor.done:
+            self.stage(f"going on from round {run.cursor.round} of epoch {run.cursor.epoch}")
         surplus = len(run.workers) - run.shards
         if surplus > 0:
-            self.stage(f"{surplus} workers beyond {run.shards} shards stay idle; raise shards= to use them")
+            self.stage(f"{surplus} workers beyond {run.shards} shards are spares for deaths and backups; raise shards=")
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dasktrain.data.block import Batch
 from dasktrain.data.source import Input, Schema
 from dasktrain.data.target import Labels, Target
+from dasktrain.domain import made_up
 from dasktrain.errors import DasktrainError, ModelError, PlanError
 from dasktrain.objective import Measure, Objective, measure
 from dasktrain.plan import Plan
@@ -92,7 +93,7 @@ def sample(schema: Schema, target: Target, rows: int, weighted: bool) -> Batch:
     """Make up a batch that is as wide, and whose integers are as large, as any of the data."""
     return Batch(
         inputs=tuple(
-            torch.zeros(rows, *part.shape) if part.bounds is None else _integers(part, rows) for part in schema.inputs
+            made_up(rows, *part.shape) if part.bounds is None else _integers(part, rows) for part in schema.inputs
         ),
         target=_sample_target(target, rows),
         weight=torch.ones(rows, dtype=torch.float64) if weighted else None,

@@ -2,9 +2,9 @@
 
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dasktrain.accumulate import Accumulator, Sum
 from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Block, gather
-from dasktrain.domain import pinned
-from dasktrain.errors import DasktrainError, NonFinite
+from dasktrain.domain import canary, digest_of_bits, facts, made_up, pinned
+from dasktrain.errors import DasktrainError, DataError, NonFinite
+from dasktrain.events import Domain
 from dasktrain.messages import Answer, Failure, Kind, Partial, State, Task
 from dasktrain.objective import Measure, Objective, measure
 from dasktrain.plan import Plan, Rows, shard_seed
@@ -34,6 +35,10 @@ class Job:
         ``"train"``, and ``"evaluate"`` if there is validation data.
     threads : int
         torch threads of a replica; another number may give other bits.
+    sample : Batch
+        Rows that are made up, for the canary: see `Replica.domain`.
+    fingerprints : mapping
+        Of each partition of each data set.
     """
 
     module: nn.Module
@@ -43,6 +48,8 @@ class Job:
     plans: Mapping[Kind, Plan]
     seed: int
     threads: int
+    sample: Batch
+    fingerprints: Mapping[Kind, Sequence[str]]
 
 
 #: (data set, partition number) -> block; what a lease must provide
@@ -62,7 +69,7 @@ class Replica:
 
     def __init__(self, job: Job, read: ReadBlocks) -> None:
         self.job = job
-        self._read = read
+        self._read_block = read
         self._module = job.module
         self._objective = Objective(job.loss)
         self._parameters = FlatParameters(self._module)
@@ -70,6 +77,7 @@ class Replica:
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
         self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector.dtype)
+        self._latest: tuple[Kind, int, int] | None = None  # the round that the accumulator's memory is lent to
         #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
         self._ahead: dict[tuple[int, int, int], tuple[Rows, Batch | None]] = {}
 
@@ -87,14 +95,60 @@ class Replica:
 
     def ahead(self, task: Task) -> None:
         """Gather the rows of the training round after `task`, as if the same shards will be asked for."""
-        if task.kind != "train":
-            return
-        plan = self.job.plans["train"]
-        epoch, round = divmod(task.epoch * plan.rounds + task.round + 1, plan.rounds)
+        if task.kind == "train":
+            rounds = self.job.plans["train"].rounds
+            epoch, round = divmod(task.epoch * rounds + task.round + 1, rounds)
+            self.stage(replace(task, epoch=epoch, round=round))
+
+    def stage(self, task: Task) -> None:
+        """Gather the rows of a training round before it is asked for."""
         self._ahead.clear()  # of what has been asked for nothing is left
         with suppress(Exception):  # what is wrong is told by the round that needs it
             for shard in range(task.start, task.stop):
-                self._ahead[epoch, round, shard] = self._rows_and_batch(epoch, round, shard)
+                place = task.epoch, task.round, shard
+                self._ahead[place] = self._rows_and_batch(*place)
+
+    def domain(self) -> Domain:
+        """Compute a gradient of the user's module, and a little more, on numbers that are the same everywhere.
+
+        Workers whose digests are equal give equal bits, as far as these computations show it.
+        """
+        with pinned(self.job.threads):
+            found = canary()
+            with suppress(Exception):  # what the module raises is told by the round that calls it
+                found += self._trial()
+            return {**facts(), "canary": digest_of_bits(found)}
+
+    def _trial(self) -> list[Tensor]:
+        """Return the loss and gradients of made-up rows."""
+        torch.default_generator.manual_seed(self.job.seed)
+        self._make_up_parameters()
+        self._buffers.load()
+        self._module.train()
+        sample = self.job.sample
+        loss, _ = self._objective(self._module(*sample.inputs), sample.target, sample.weight)
+        gradients = self.job.strategy.contribute(loss, self._trainable)
+        return [loss, *(gradient for gradient in gradients if gradient is not None)]
+
+    def _make_up_parameters(self) -> None:
+        """Have parameters that are the same at a run's start and when it is resumed."""
+        block = made_up(4099)
+        for view in self._parameters.layout.views(self._parameters.vector).values():
+            numbers = block.repeat(view.numel() // len(block) + 1)[: view.numel()].reshape(view.shape)
+            # Matrices that keep the scale of what goes through; vectors that could be variances or temperatures.
+            view.copy_(numbers / math.sqrt(view[:1].numel()) if view.dim() > 1 else 1 + numbers / 10)
+        self._parameters.load()
+
+    def _read(self, kind: Kind, partition: int) -> Block:
+        """Read a partition and see that it is the one the run began with."""
+        block, wanted = self._read_block(kind, partition), self.job.fingerprints[kind][partition]
+        if block.fingerprint != wanted:
+            raise DataError(
+                f"A partition that is computed again must be the same again, however partition {partition} of the "
+                f"{kind} data now has fingerprint {block.fingerprint[:16]} and had {wanted[:16]}; make what it is read "
+                "from reproducible, or persist the data"
+            )
+        return block
 
     def _rows_and_batch(self, epoch: int, round: int, shard: int) -> tuple[Rows, Batch | None]:
         """Return a shard's training rows and, if there are any, what they hold."""
@@ -102,7 +156,9 @@ class Replica:
         return rows, gather(lambda partition: self._read("train", partition), rows) if len(rows) else None
 
     def _partials(self, task: Task, state: State) -> tuple[Partial, ...]:
-        self._accumulator.reclaim()  # the driver asks only once it has the last answer
+        if self._latest != (task.kind, task.epoch, task.round):
+            self._latest = task.kind, task.epoch, task.round
+            self._accumulator.reclaim()  # of an earlier round nobody needs the answers
         self._parameters.vector.copy_(as_tensor(state.parameters))
         self._parameters.load()
         self._buffers.vector.copy_(as_tensor(state.buffers))

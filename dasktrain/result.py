@@ -65,7 +65,7 @@ class Result:
         tensors = {name: tensor.clone() for name, tensor in named_state(state.module, state.optimizer)}
         return Result(
             state.module.eval(),
-            driver.history,
+            driver.run.history,
             encoding,
             digest_of(tensors.items()),
             settings,

@@ -38,6 +38,38 @@ def run_packed(payload: bytes, *args: Any) -> Any:
     return function(*bound, *args)
 
 
+@by_value
+def run_packed_with(wanted: dict[str, str], payload: bytes) -> Any:
+    """Call what `pack` packed, or return what this process lacks for it; knows only the standard library.
+
+    Parameters
+    ----------
+    wanted
+        "python" and package names -> versions.
+
+    Returns
+    -------
+    Any
+        What was called returned, or a message with a place for ``{worker}``.
+    """
+    import pickle
+    import sys
+    from importlib.metadata import PackageNotFoundError, version
+
+    for package, here in wanted.items():
+        try:
+            found = ".".join(map(str, sys.version_info[:2])) if package == "python" else version(package)
+        except PackageNotFoundError:
+            found = "missing"
+        if found != here:
+            return (
+                f"Every worker must have the driver's {package} {here}, however on {{worker}} it is {found}; "
+                "install the same there"
+            )
+    function, bound = pickle.loads(payload)
+    return function(*bound)
+
+
 def pack(function: Callable[..., Any], *bound: Any) -> bytes:
     """Return ``function(*bound, ...)`` as bytes, classes and functions of the user's own files by value."""
     buffer = io.BytesIO()

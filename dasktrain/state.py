@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,6 +28,28 @@ class Snapshot:
     buffers: Tensor
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
+
+
+@dataclass
+class Cursor:
+    """How far a run has come: rounds before `round` of `epoch` are done, `done` of them in all.
+
+    Attributes
+    ----------
+    sums : ndarray or None
+        (scalars,) float64: the sums of the running epoch's rounds.
+    wished : bool
+        Whether an observer asked to stop.
+    settled : bool
+        False while a step is under way.
+    """
+
+    epoch: int = 0
+    round: int = 0
+    done: int = 0
+    sums: np.ndarray | None = None
+    wished: bool = False
+    settled: bool = True
 
 
 class TrainState:

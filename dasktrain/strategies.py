@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,12 @@ class Strategy(Protocol):
 
     def apply(self, state: TrainState, total: Partial, sums: "Sums") -> dict[str, float]:
         """Step the state of record; return figures for the history."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it remembers between rounds: numbers, text, tensors and containers of them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what an earlier run did."""
 
 
 class Sums:
@@ -99,6 +105,13 @@ class GradientAveraging:
         if state.buffers.layout.size:
             state.buffers.add(as_tensor(view["buffers"]) / float(view["rows"]))
         return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a round does not depend on those before it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember nothing."""
 
 
 def check_weight(total: Partial, sums: Sums, where: str) -> None:

@@ -1,6 +1,5 @@
 """Trainer and Result: the public way in."""
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -8,25 +7,18 @@ from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, Literal, TypeVar
 
-import torch
 from distributed import Client, LocalCluster
 from torch import nn
 
-from dasktrain import preflight
-from dasktrain.data.block import Batch
-from dasktrain.data.source import Encoding, Schema, Source, check_surveys, strata
-from dasktrain.driver import Driver
-from dasktrain.errors import BadInput, ModelError, known_keywords
-from dasktrain.fleet import Fleet
-from dasktrain.messages import Kind
+from dasktrain.data.source import Schema, Source
+from dasktrain.errors import BadInput, known_keywords
+from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.objective import Measure
-from dasktrain.observe import Observer, Progress, Run
-from dasktrain.plan import Partitioning, Plan, Shuffle
-from dasktrain.replica import Job, Replica
+from dasktrain.observe import Observer, Progress
+from dasktrain.plan import Partitioning, Shuffle
 from dasktrain.result import Result
-from dasktrain.shipping import check_ships, pack
-from dasktrain.state import MakeOptimizer, MakeScheduler, TrainState
-from dasktrain.strategies import GradientAveraging, Strategy, Sums
+from dasktrain.state import MakeOptimizer, MakeScheduler
+from dasktrain.strategies import GradientAveraging, Strategy
 from dasktrain.wire import Wire
 from dasktrain.wire.dask import DaskWire
 
@@ -128,6 +120,8 @@ class Trainer:
         partition: Partitioning = "block",
         shuffle: Shuffle = "shard",
         window: int = 65_536,
+        resume: str | None = None,
+        determinism: Determinism = "strict",
     ) -> Result:
         """Train on the workers of a cluster and return the trained model.
 
@@ -155,6 +149,12 @@ class Trainer:
             Rounds to stop after.
         partition, shuffle, window
             How rows are dealt to shards and in which order they are read; see :class:`dasktrain.plan.Plan`.
+        resume
+            URL a :class:`dasktrain.Checkpoint` wrote to: go on from its newest complete state, on any number of
+            workers, with the same plan, model and data. `epochs` and `max_rounds` count from the run's beginning.
+        determinism
+            ``"strict"``: workers whose bits would differ (another CPU kernel path, torch build or thread count) get
+            no work, and are named. ``"off"``: they all do, and the result can depend on who computed what.
 
         Returns
         -------
@@ -166,7 +166,7 @@ class Trainer:
         BadInput
             Before the first round; the cluster is as it was.
         RunError
-            During the run: a worker lost, a loss that is NaN, a module that raised.
+            During the run: no worker left, a loss that is NaN, a module that raised.
         """
         if epochs is None and max_rounds is None:
             epochs = 10
@@ -177,129 +177,18 @@ class Trainer:
                 raise BadInput(
                     f"{name} must be a dt.Table or dt.Arrays, however it is a {type(source).__name__}; wrap it"
                 )
+        if determinism not in ("strict", "off"):
+            raise BadInput(f'determinism must be "strict" or "off", however it is {determinism!r}')
+        settings = Settings(
+            epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism
+        )
+        fitting = Fitting(self, data, validation, settings)
         with _wire(client) as wire:
+            stop = threading.Event()
             try:
-                self._stage("looking for workers")
-                wire.open()
-                shards = shards or max(8, 1 << (len(wire.workers) - 1).bit_length())
-                prepared = _Prepared(self, wire, data, validation)
-                plan = Plan(prepared.strata(partition), shards, batch_size, seed, partition, shuffle, window)
-                state = self._state(prepared, plan, seed)
-                prepared.place(plan)
-                return self._train(prepared, plan, state, epochs, max_rounds)
+                return _in_thread(fitting.prepare(wire, stop).run, stop)
             finally:
                 wire.close()
-
-    def _stage(self, text: str) -> None:
-        for observer in self.observers:
-            observer.stage(text)
-
-    def _state(self, prepared: "_Prepared", plan: Plan, seed: int) -> TrainState:
-        """Make the module and its optimizer, once it is known to fit the data."""
-        module = self._module(prepared.encoding.schema, seed)
-        for batch in prepared.samples(plan.fewest_rows):
-            preflight.check(module, self.loss, self.metrics, self.strategy, plan, batch)
-        state = TrainState(module, self.optimizer, self.scheduler, self.groups)
-        if self.schedule_every == "round" and isinstance(state.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')
-        return state
-
-    def _module(self, schema: Schema, seed: int) -> nn.Module:
-        module: Any = self.model
-        if not isinstance(module, nn.Module):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                module = self.model(schema)
-        if not isinstance(module, nn.Module):
-            raise ModelError(f"model(schema) must return a module, however it returned {type(module)}")
-        named = {f"metric {name!r}": metric for name, metric in self.metrics.items()}
-        check_ships(module, **{"the loss": self.loss}, **named)  # before copying, which fails without naming a part
-        return copy.deepcopy(module) if module is self.model else module
-
-    def _train(
-        self, prepared: "_Prepared", plan: Plan, state: TrainState, epochs: int | None, max_rounds: int | None
-    ) -> Result:
-        wire = prepared.wire
-        plans: dict[Kind, Plan] = {"train": plan}
-        if prepared.validation is not None:
-            plans["evaluate"] = prepared.evaluation(plan)
-        job = Job(state.module, self.loss, self.metrics, self.strategy, plans, plan.seed, wire.threads)
-        run = Run(
-            id=wire.run,
-            workers=wire.workers,
-            shards=plan.shards,
-            threads=wire.threads,
-            rows=plan.num_rows,
-            parameters=state.parameters.layout.size,
-            rounds_per_epoch=plan.rounds,
-            epochs=epochs,
-            max_rounds=max_rounds,
-            state=state,
-        )
-        sums = Sums(list(self.metrics), len(state.parameters.parameters), state.buffers.layout.size)
-        driver = Driver(
-            run, wire, plan, plans.get("evaluate"), self.strategy, sums, self.observers, self.schedule_every
-        )
-
-        def drive() -> None:
-            try:
-                self._stage(f"building replicas on {len(wire.workers)} workers")
-                wire.attach(pack(Replica, job))
-                driver.drive()
-            finally:
-                wire.close()
-
-        _in_thread(drive, driver.stop)
-        return Result.of(state, prepared.encoding, driver)
-
-
-class _Prepared:
-    """Data that was surveyed, and where it goes."""
-
-    def __init__(self, trainer: Trainer, wire: Wire, data: Source, validation: Source | None) -> None:
-        self.wire, self.data, self.validation = wire, data, validation
-        self._stage = trainer._stage
-        self._stage("reading the data once for statistics")
-        self._surveys = wire.compute(data.survey())
-        check_surveys(self._surveys, "training")
-        self.encoding: Encoding = data.fit(self._surveys)
-        if validation is not None:
-            self._valid_surveys = wire.compute(validation.survey())
-            self._valid_schema = validation.schema(self.encoding, self._valid_surveys)
-            check_surveys(self._valid_surveys, "validation", self.encoding.target)
-
-    def samples(self, rows: int) -> Iterator[Batch]:
-        """Make up batches like those of training and of validation, for a first try."""
-        target = self.encoding.target
-        yield preflight.sample(self.encoding.schema, target, rows, getattr(self.data, "weight", None) is not None)
-        if self.validation is not None:
-            weighted = getattr(self.validation, "weight", None) is not None
-            yield preflight.sample(self._valid_schema, target, rows, weighted)
-
-    def strata(self, partition: str) -> Any:
-        """Return rows of each class in each partition."""
-        return strata(self._surveys, self.encoding.target if partition == "stratified" else None)
-
-    def evaluation(self, plan: Plan) -> Plan:
-        """Return the plan by which validation rows are read."""
-        return Plan(strata(self._valid_surveys, None), plan.shards, plan.batch_size, shuffle=False)
-
-    def place(self, plan: Plan) -> None:
-        """Convert every partition on the worker that will read most of it."""
-        self._stage("converting partitions on their workers")
-        self._place("train", self.data, plan)
-        if self.validation is not None:
-            self._place("evaluate", self.validation, self.evaluation(plan))
-
-    def _place(self, kind: Kind, source: Source, plan: Plan) -> None:
-        seats = Fleet(plan.shards, list(self.wire.workers)).assignment()
-        rows: list[dict[str, int]] = [{} for _ in plan.strata]
-        for seat in seats:
-            for shard in range(seat.start, seat.stop):
-                for partition, count in plan.partitions(0, shard).items():
-                    rows[partition][seat.worker] = rows[partition].get(seat.worker, 0) + count
-        owners = [max(held, key=lambda worker: held[worker]) if held else self.wire.workers[0] for held in rows]
-        self.wire.place(kind, source.convert(self.encoding, plan.partition == "stratified"), owners)
 
 
 def _whole(name: str, value: T) -> T:

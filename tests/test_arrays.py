@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import dasktrain as dt
 from dasktrain.data import encoding_from_json
 from dasktrain.data.arrays import ArrayEncoding
-from dasktrain.data.block import Block
+from dasktrain.data.block import Block, as_block
 from dasktrain.data.source import Input, Survey
 from dasktrain.errors import DataError
 
@@ -45,7 +45,7 @@ def joined(found: list[Block]) -> Block:
     inputs = tuple(np.concatenate(parts) for parts in zip(*(block.inputs for block in found), strict=True))
     target = np.concatenate([block.target for block in found if block.target is not None])
     weights = [block.weight for block in found if block.weight is not None]
-    return Block(inputs, target, np.concatenate(weights) if weights else None)
+    return as_block(inputs, target, np.concatenate(weights) if weights else None)
 
 
 @settings(deadline=None, max_examples=20)
@@ -151,7 +151,7 @@ def test_blocks_sorted_by_class_keep_their_rows_together() -> None:
         assert plain.target is not None
         assert plain.weight is not None
         order = np.argsort(plain.target, kind="stable")
-        for one, other in zip((*plain.inputs, *plain[1:]), (*ordered.inputs, *ordered[1:]), strict=True):
+        for one, other in zip((*plain.inputs, *plain[1:3]), (*ordered.inputs, *ordered[1:3]), strict=True):
             np.testing.assert_array_equal(one[order], other)
 
 

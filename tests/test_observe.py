@@ -297,9 +297,9 @@ def test_progress_shows_the_running_epoch(console: Console, monkeypatch: pytest.
     assert [f"{rounds}/3" in shown(console) for rounds in (2, 3)] == [True, True]
 
 
-def test_progress_says_that_surplus_workers_idle(console: Console) -> None:
+def test_progress_says_that_surplus_workers_are_spares(console: Console) -> None:
     fit(table(), dt.LocalWire(5), shards=3, observers=[dt.Progress(console)])
-    assert "2 workers beyond 3 shards stay idle; raise shards=" in shown(console)
+    assert "2 workers beyond 3 shards are spares for deaths and backups; raise shards=" in shown(console)
 
 
 def test_progress_leaves_the_terminal_when_the_run_fails(console: Console) -> None:

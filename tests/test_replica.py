@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dasktrain.buffers import FlatBuffers
-from dasktrain.data.block import Block
+from dasktrain.data.block import Batch, Block, as_block
 from dasktrain.messages import Answer, Failure, Kind, State, Task
 from dasktrain.plan import Plan, rows_only
 from dasktrain.replica import Job, Replica
@@ -25,7 +25,7 @@ class Reader:
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
         self.blocks = [
-            Block((rng.normal(size=(size, 3)).astype(np.float32),), rng.integers(0, 2, size)) for size in SIZES
+            as_block((rng.normal(size=(size, 3)).astype(np.float32),), rng.integers(0, 2, size)) for size in SIZES
         ]
         self.reads: Counter[Kind] = Counter()
         self.fails = False
@@ -41,7 +41,11 @@ def replica(reader: Reader) -> tuple[Replica, State]:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.5), nn.Dropout(0.5), nn.Linear(4, 2))
     plans: dict[Kind, Plan] = {"train": PLAN, "evaluate": Plan(rows_only(SIZES), 4, 18, shuffle=False)}
-    made = Replica(Job(module, nn.CrossEntropyLoss(), {}, GradientAveraging(), plans, 5, 1), reader)
+    fingerprints = [block.fingerprint for block in reader.blocks]
+    sample = Batch((torch.zeros(4, 3),), torch.zeros(4, dtype=torch.long), None)
+    known: dict[Kind, list[str]] = {"train": fingerprints, "evaluate": fingerprints}
+    job = Job(module, nn.CrossEntropyLoss(), {}, GradientAveraging(), plans, 5, 1, sample, known)
+    made = Replica(job, reader)
     return made, State(FlatParameters(module).vector.numpy().copy(), FlatBuffers(module).vector.numpy().copy())
 
 

@@ -461,7 +461,7 @@ def test_error_on_a_worker_comes_with_its_place_and_traceback(in_training: bool,
     wire, watcher = dt.LocalWire(2), Watcher()
     with pytest.raises(ReplicaError) as caught:
         fit(table(), wire, model=Fragile(in_training), validation=table(20), observers=[watcher])
-    for word in ("ArithmeticError: worn out", where, "shards 0 to 3", "worker local-000"):
+    for word in ("ArithmeticError: worn out", where, "shards 4 to 7", "worker local-001"):
         assert word in str(caught.value)
     [note] = caught.value.__notes__
     assert "in forward" in note

@@ -11,7 +11,7 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from dasktrain.data.block import Array, Block
+from dasktrain.data.block import Array, Block, as_block
 from dasktrain.data.plain import to_json
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.table import PANDAS_PARTITIONS
@@ -208,4 +208,4 @@ def _convert(
     target = encoding.target.encode(y)
     order = np.argsort(target, kind="stable") if by_class else slice(None)
     weights = None if weight is None else np.asarray(weight, dtype=np.float64)[order]
-    return Block(encoding.inputs(np.asarray(X)[order]), target[order], weights)
+    return as_block(encoding.inputs(np.asarray(X)[order]), target[order], weights)

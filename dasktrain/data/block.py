@@ -1,13 +1,15 @@
 """A partition as arrays, and a batch as tensors gathered from several of them."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Buffer
 
 from dasktrain.plan import Rows
 from dasktrain.vector import as_tensor
@@ -16,19 +18,32 @@ Array = NDArray[np.generic]
 
 
 class Block(NamedTuple):
-    """One converted partition; every array has its rows along the first axis.
+    """One converted partition; every array has its rows along the first axis. Made by `as_block`.
 
     A plain tuple of NumPy arrays, so that Dask can size, move and spill it.
     """
 
     inputs: tuple[Array, ...]
-    target: Array | None = None
-    weight: Array | None = None  # (rows,), float64
+    target: Array | None
+    weight: Array | None  # (rows,), float64
+    fingerprint: str  # of all bytes; one that Dask computes anew must have it again
 
     @property
     def num_rows(self) -> int:
         """Rows of the partition."""
         return len(self.inputs[0])
+
+
+def as_block(inputs: tuple[Array, ...], target: Array | None = None, weight: Array | None = None) -> Block:
+    """Return a partition with its fingerprint: hex sha256 of its arrays' dtypes, shapes and bytes."""
+    total = hashlib.sha256()
+    for array in (*inputs, target, weight):
+        if array is None:
+            total.update(b"none")
+        else:
+            total.update(f"{array.dtype} {array.shape}".encode())
+            total.update(cast(Buffer, np.ascontiguousarray(array)))
+    return Block(inputs, target, weight, total.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)

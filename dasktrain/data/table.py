@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 
-from dasktrain.data.block import Array, Block
+from dasktrain.data.block import Array, Block, as_block
 from dasktrain.data.encoders import (
     Categorical,
     Moments,
@@ -312,4 +312,4 @@ def _convert(encoding: TableEncoding, target: Any, weight: str | None, by_class:
     if by_class:
         order = np.argsort(encoded, kind="stable")
         frame, encoded = frame.iloc[order], encoded[order]
-    return Block(encoding.inputs(frame), encoded, floats(frame[weight]) if weight else None)
+    return as_block(encoding.inputs(frame), encoded, floats(frame[weight]) if weight else None)

@@ -1,12 +1,13 @@
 """How work and answers move between the driver and the leases. Any wire gives the same bits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from dask.delayed import Delayed
 
 from dasktrain.errors import DasktrainError, named
-from dasktrain.fleet import Event
+from dasktrain.events import Domain, Event
 from dasktrain.messages import Answer, Failure, Kind, State, Task
 
 
@@ -19,17 +20,23 @@ class Respond(Protocol):
     def ahead(self, task: Task) -> None:
         """Get ready, while the driver steps, for what probably follows `task`."""
 
+    def stage(self, task: Task) -> None:
+        """Get ready for `task`."""
+
+    def domain(self) -> Domain:
+        """Compute a little and return what tells whether this worker's bits are those of others."""
+
 
 class Wire(Protocol):
     """Where data lies and replicas run.
 
-    Calls come in this order: `open`, then `compute` and `place` in any number, then `attach`, then `ask` in
-    any number, then `close`, which is also right after any error. `attach` and `ask` are called from one thread;
-    `close` from that or, to abort, from another.
+    Calls come in this order: `open`, then `compute` and `place` in any number, then `attach`, then the others in any
+    order, then `close`, which is also right after any error. From `attach` on all calls come from one thread;
+    `close` may also come, to abort, from another.
     """
 
     def open(self) -> None:
-        """Check that there are workers and that they can run replicas."""
+        """Check that there are workers."""
 
     @property
     def run(self) -> str:
@@ -37,7 +44,7 @@ class Wire(Protocol):
 
     @property
     def workers(self) -> Sequence[str]:
-        """Names of the workers that will get a lease, sorted."""
+        """Names of the workers that were there at `open`, sorted."""
 
     @property
     def threads(self) -> int:
@@ -46,17 +53,29 @@ class Wire(Protocol):
     def compute(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return their (small) results."""
 
-    def place(self, kind: Kind, tasks: Sequence[Delayed], owners: Sequence[str]) -> None:
-        """Run tasks, each on its owner if possible, and keep the results as the partitions of a data set."""
+    def place(self, kind: Kind, tasks: Sequence[Delayed], owners: Sequence[str]) -> list[str]:
+        """Run tasks, each on its owner if possible, keep the results as the partitions of a data set.
+
+        Return the `fingerprint` each of them has.
+        """
 
     def attach(self, replica: bytes) -> None:
-        """Make a lease on every worker; ``run_packed(replica, read)`` there is its replica."""
+        """Tell from now on who joins; ``run_packed(replica, read)`` is the replica of whoever is leased."""
 
-    def ask(self, tasks: Mapping[str, Task], state: State) -> list[Answer]:
-        """Send each worker its task and return the answers that came; what did not is in `changes`."""
+    def lease(self, worker: str, task: Task) -> None:
+        """Have a worker build its replica and get ready for `task`; `events` tells when it is, or that it cannot."""
 
-    def changes(self) -> list[Event]:
-        """Return what happened to workers since the last call."""
+    def release(self, worker: str) -> None:
+        """Let a worker go, if it was leased."""
+
+    def round(self, state: State) -> AbstractContextManager[None]:
+        """Start a round: `send` sends `state`, which may change afterwards. Answers are valid until the next round."""
+
+    def send(self, worker: str, task: Task) -> None:
+        """Ask a worker that is ready and has no task; if it is gone, `events` says so."""
+
+    def events(self, timeout: float) -> list[Event]:
+        """Return what happened, as soon as something has; nothing after `timeout` seconds."""
 
     def close(self) -> None:
         """End the leases and let go of the partitions."""

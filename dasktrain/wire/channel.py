@@ -7,11 +7,14 @@ A message is: magic, header bytes, number of frames (4s, u32, u32); a u64 length
 frames.
 """
 
+import contextlib
 import json
 import select
 import socket
+import ssl
 import struct
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from typing import Any, cast
 
 from distributed.comm import Comm
@@ -24,12 +27,18 @@ MAGIC = b"dtr1"
 PREFIX = struct.Struct("<4sII")
 #: what a peer may announce, so that a stray byte does not become an allocation of terabytes
 MOST_HEADER, MOST_FRAMES, MOST_BYTES = 1 << 26, 1 << 12, 1 << 36
+Message = tuple[Header, list[Any]]
+#: what a socket that does not block raises when it would have to
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: below so many bytes a message is sent in one piece
 SMALL = 1 << 16
 
 
 class Channel:
     """One end of a connection.
+
+    A thread that has nothing else to do uses `send` and `receive`, which block. One that serves many channels calls
+    `unblock` once, then `post`, `flush` and `poll`, none of which waits for the peer.
 
     Parameters
     ----------
@@ -40,11 +49,26 @@ class Channel:
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._socket.setblocking(True)
-        self._memory: list[bytearray] = []
+        self._out: deque[memoryview] = deque()
+        self._lent: list[bytearray] = []  # memory of frames that were handed out
+        self._free: list[bytearray] = []
+        self._rest = memoryview(b"")  # of the memory that is being filled
+        self._parser = self._parsed()
 
     def fileno(self) -> int:
         """Return the socket's descriptor, for selectors."""
         return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._socket.close()
+
+    def abort(self) -> None:
+        """Have whoever reads or writes in another thread get an OSError."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    # -- out --------------------------------------------------------------------------------------------------
 
     def send(self, header: Header, arrays: Sequence[Vector | bytes] = ()) -> None:
         """Send a message; the arrays may change as soon as this returns.
@@ -54,19 +78,45 @@ class Channel:
         OSError
             The connection was closed or lost.
         """
+        self.post(header, arrays)
+        while self._out:
+            self._socket.sendall(self._out.popleft())
+
+    def post(self, header: Header, arrays: Sequence[Vector | bytes] = ()) -> None:
+        """Have a message sent by later calls of `flush`; the arrays may change after those or after `keep`."""
         frames: list[memoryview] = [memoryview(cast(Buffer, array)) for array in arrays]
         text = json.dumps(header).encode()
         lengths = struct.pack(f"<{len(frames)}Q", *(frame.nbytes for frame in frames))
         head = PREFIX.pack(MAGIC, len(text), len(frames)) + lengths + text
-        bodies = [frame.cast("B") for frame in frames if frame.nbytes]
-        if len(head) + sum(len(body) for body in bodies) <= SMALL:
-            self._socket.sendall(b"".join([head, *bodies]))
-            return
-        self._socket.sendall(head)
-        for body in bodies:
-            self._socket.sendall(body)
+        pieces = [memoryview(head), *(frame.cast("B") for frame in frames if frame.nbytes)]
+        small = sum(len(piece) for piece in pieces) <= SMALL
+        self._out.extend([memoryview(b"".join(pieces))] if small else pieces)
 
-    def receive(self, timeout: float | None = None) -> tuple[Header, list[Any]]:
+    def flush(self) -> bool:
+        """Send as much as the connection takes now; return whether all that was posted is sent.
+
+        Raises
+        ------
+        OSError
+            The connection was closed or lost.
+        """
+        try:
+            while self._out:
+                sent = self._socket.send(self._out[0])
+                self._out[0] = self._out[0][sent:]
+                if not self._out[0]:
+                    self._out.popleft()
+        except WOULD_BLOCK:
+            return False
+        return True
+
+    def keep(self) -> None:
+        """Copy what is posted and not sent."""
+        self._out = deque(memoryview(bytes(piece)) for piece in self._out)
+
+    # -- in ---------------------------------------------------------------------------------------------------
+
+    def receive(self, timeout: float | None = None) -> Message:
         """Return the next message's header and frames; the frames are valid until the next call.
 
         Parameters
@@ -81,43 +131,74 @@ class Channel:
         WireError
             What came was not a message.
         """
+        self.reclaim()
         self._socket.settimeout(timeout)
         try:
-            magic, header_bytes, frames = PREFIX.unpack(self._exactly(bytearray(PREFIX.size)))
-            if magic != MAGIC or header_bytes > MOST_HEADER or frames > MOST_FRAMES:
-                raise WireError(f"A message must begin with {MAGIC!r} and be of modest size, however {magic!r} came")
-            lengths = struct.unpack(f"<{frames}Q", self._exactly(bytearray(8 * frames)))
-            if sum(lengths) > MOST_BYTES:
-                raise WireError(f"A message must be under {MOST_BYTES} bytes, however {sum(lengths)} were announced")
-            header = self._header(self._exactly(bytearray(header_bytes)))
-            return header, [self._exactly(self._reused(place, length)) for place, length in enumerate(lengths)]
+            message = self.poll()
+            assert message is not None  # only an unblocked socket has nothing to give
+            return message
         finally:
             self._socket.settimeout(None)
+
+    def unblock(self) -> None:
+        """Have `flush` and `poll` return instead of waiting."""
+        self._socket.setblocking(False)
+
+    def poll(self) -> Message | None:
+        """Return the next message if all of it is here; its frames are valid until `reclaim`.
+
+        Raises
+        ------
+        OSError
+            The connection was closed or lost.
+        WireError
+            What came was not a message.
+        """
+        while True:
+            while not self._rest:
+                try:
+                    self._rest = memoryview(next(self._parser))
+                except StopIteration as done:
+                    self._parser = self._parsed()
+                    return cast(Message, done.value)
+            try:
+                count = self._socket.recv_into(self._rest)
+            except WOULD_BLOCK:
+                return None
+            if not count:
+                raise ConnectionResetError("the other end closed the connection")
+            self._rest = self._rest[count:]
+
+    def reclaim(self) -> None:
+        """Use the memory of all frames that were handed out again."""
+        self._free, self._lent = self._lent, []
 
     def readable(self, timeout: float) -> bool:
         """Wait until a message, or the end of the connection, can be read; False after `timeout` seconds."""
         return bool(select.select([self._socket], [], [], timeout)[0])
 
-    def close(self) -> None:
-        """End the connection."""
-        self._socket.close()
+    def _parsed(self) -> Generator[bytearray, None, Message]:
+        """Yield memory to be filled, piece by piece; return the message."""
+        prefix = bytearray(PREFIX.size)
+        yield prefix
+        magic, header_bytes, frames = PREFIX.unpack(prefix)
+        if magic != MAGIC or header_bytes > MOST_HEADER or frames > MOST_FRAMES:
+            raise WireError(f"A message must begin with {MAGIC!r} and be of modest size, however {magic!r} came")
+        yield (announced := bytearray(8 * frames))
+        lengths = struct.unpack(f"<{frames}Q", announced)
+        if sum(lengths) > MOST_BYTES:
+            raise WireError(f"A message must be under {MOST_BYTES} bytes, however {sum(lengths)} were announced")
+        yield (text := bytearray(header_bytes))
+        header = self._header(text)
+        bodies = [self._memory(length) for length in lengths]
+        yield from bodies
+        return header, list(bodies)
 
-    def _exactly(self, into: bytearray) -> bytearray:
-        rest = memoryview(into)
-        while rest:
-            count = self._socket.recv_into(rest)
-            if not count:
-                raise ConnectionResetError("the other end closed the connection")
-            rest = rest[count:]
-        return into
-
-    def _reused(self, place: int, length: int) -> bytearray:
-        """Return memory for a frame: that of the last message's frame at the same place if it fits."""
-        while len(self._memory) <= place:
-            self._memory.append(bytearray())
-        if len(self._memory[place]) != length:
-            self._memory[place] = bytearray(length)
-        return self._memory[place]
+    def _memory(self, length: int) -> bytearray:
+        place = next((place for place, free in enumerate(self._free) if len(free) == length), None)
+        memory = bytearray(length) if place is None else self._free.pop(place)
+        self._lent.append(memory)
+        return memory
 
     @staticmethod
     def _header(text: bytearray) -> Header:

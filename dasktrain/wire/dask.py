@@ -4,51 +4,35 @@ A round is one message out and one back per worker. The scheduler sees the lease
 nothing in between.
 """
 
-import asyncio
 import contextlib
 import selectors
 import socket
-import sys
+import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
 import dask
 from dask.delayed import Delayed
-from dask.utils import parse_bytes, parse_timedelta
 from distributed import Client, Future, wait
-from distributed.comm import connect
 
-from dasktrain.errors import AttachError, BadInput, DasktrainError
-from dasktrain.fleet import Event, Joined, Left
-from dasktrain.messages import Answer, Failure, Header, Kind, State, Task, decode_reply, encode_ask
-from dasktrain.shipping import by_value, pack, run_packed
-from dasktrain.wire import failed
-from dasktrain.wire.channel import Channel, detach
-from dasktrain.wire.lease import Terms, lease, operation
+from dasktrain.config import seconds, setting
+from dasktrain.errors import AttachError, BadInput, SchedulerLost, WireError
+from dasktrain.events import Answered, Domain, Event, Failed, Joined, Left, Ready
+from dasktrain.messages import Failure, Kind, State, Task, decode_reply, encode_ask
+from dasktrain.shipping import pack
+from dasktrain.wire.channel import Channel
+from dasktrain.wire.leases import Leases
+from dasktrain.wire.pins import unpin
+from dasktrain.wire.silence import expel_silent
+from dasktrain.wire.watch import Watch
 
-#: Overridden by ``dask.config`` under "dasktrain", for example DASK_DASKTRAIN__TIMEOUTS__ATTACH=2min
-DEFAULTS = {
-    "timeouts.workers": "60s",  # for a first worker to appear
-    "timeouts.attach": "60s",  # for every worker to start its lease and build its replica
-    "timeouts.round": "1h",  # for the slowest answer of a round
-    "timeouts.close": "10s",  # for leases to end
-    "threads": None,  # torch threads of a replica; None: the fewest any worker has
-    "cache": "512MiB",  # other workers' partitions kept by a lease
-}
-
-
-def setting(name: str) -> Any:
-    """Return one of DEFAULTS as dask.config has it."""
-    return dask.config.get(f"dasktrain.{name}", DEFAULTS[name])
-
-
-def seconds(name: str) -> float:
-    """Return a time-out of DEFAULTS in seconds."""
-    return float(parse_timedelta(setting(name), default="seconds"))
+#: seconds between looks at whether a worker that holds something up is still heard of
+LOOK = 1.0
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class DaskWire:
@@ -68,14 +52,23 @@ class DaskWire:
         self.threads = 1
         self._client = client
         self._blocks: dict[Kind, list[Future]] = {}
-        self._leases: dict[str, Future] = {}
+        self._leases: Leases | None = None
+        self._watch: Watch | None = None
         self._channels: dict[str, Channel] = {}
-        self._events: list[Event] = []
+        self._asked: dict[str, float] = {}  # worker -> since when it has had its task
+        self._state: State | None = None
+        self._news: SimpleQueue[Event | tuple[str, Channel, Domain]] = SimpleQueue()
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._rung = socket.socketpair()  # rings for what other threads put into the news
+        for end in (self._bell, self._rung):
+            end.setblocking(False)
+        self._selector.register(self._rung, READ)
+        self._closing = threading.Lock()
 
     # -- before the run -----------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Wait for a worker, and refuse workers whose Python or torch is not the client's."""
+        """Wait for a worker."""
         patience = seconds("timeouts.workers")
         try:
             self._client.wait_for_workers(1, timeout=patience)
@@ -87,21 +80,19 @@ class DaskWire:
         threads: dict[str, int] = self._client.nthreads()
         self.workers = sorted(threads)
         self.threads = setting("threads") or min(threads.values())
-        found = self._client.run(_versions, workers=list(self.workers), on_error="return")
-        for worker in self.workers:
-            _check_versions(worker, found[worker])
 
     def compute(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks wherever Dask likes and gather their results."""
         with _quiet_graphs():
             futures = self._client.compute(list(tasks))
         try:
+            self._await(futures)
             results: list[Any] = self._client.gather(futures)
         finally:
             _release(futures)
         return results
 
-    def place(self, kind: Kind, tasks: Sequence[Delayed], owners: Sequence[str]) -> None:
+    def place(self, kind: Kind, tasks: Sequence[Delayed], owners: Sequence[str]) -> list[str]:
         """Run tasks on their owners and hold the results there."""
         futures: dict[int, Future] = {}
         for owner in sorted(set(owners)):
@@ -112,168 +103,186 @@ class DaskWire:
                 )
             futures.update(zip(mine, made, strict=True))
         self._blocks[kind] = [futures[number] for number in range(len(tasks))]
-        self._wait(self._blocks[kind])
+        self._await(self._blocks[kind])
+        self._client.run_on_scheduler(unpin, [future.key for future in self._blocks[kind]], gone=False)
         for future in self._blocks[kind]:
             if future.status == "error":
                 future.result()
+        fingerprints = self._client.map(attrgetter("fingerprint"), self._blocks[kind], pure=False)
+        try:
+            self._await(fingerprints)
+            found: list[str] = self._client.gather(fingerprints)
+        finally:
+            _release(fingerprints)
+        return found
 
-    # -- leases -------------------------------------------------------------------------------------------
+    def _await(self, futures: Sequence[Future], timeout: float | None = None) -> None:
+        """Wait until tasks have ended, giving up workers that have fallen silent."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._client.as_current():  # wait() asks for the current client, which need not be this one
+            while True:
+                patience = LOOK if deadline is None else min(LOOK, deadline - monotonic())
+                with contextlib.suppress(TimeoutError):
+                    wait(futures, timeout=max(0.0, patience))
+                    return
+                if deadline is not None and monotonic() >= deadline:
+                    return
+                self._client.sync(expel_silent, self._client.scheduler)
+                self._client.run_on_scheduler(unpin, [future.key for future in futures], gone=True)
+
+    # -- members ------------------------------------------------------------------------------------------
 
     def attach(self, replica: bytes) -> None:
-        """Make a lease on every worker, connect to it and have it build its replica."""
-        deadline = monotonic() + seconds("timeouts.attach")
-        announced: SimpleQueue[str | Future] = SimpleQueue()
-        topic = operation(self.run)
-        self._client.subscribe_topic(topic, lambda event: announced.put(event[1]["worker"]))
-        try:
-            for worker in self.workers:
-                self._leases[worker] = self._lease(worker)
-                self._leases[worker].add_done_callback(announced.put)
-            self._await_leases(announced, deadline)
-        finally:
-            self._client.unsubscribe_topic(topic)
-        asyncio.run(self._connect(deadline))
-        keys = {kind: [future.key for future in futures] for kind, futures in self._blocks.items()}
-        self._build(replica, pack(dict, keys), deadline)
-        self._events += [Joined(worker) for worker in self.workers]
+        """Watch who comes and goes; those that are here join."""
+        keys = pack(dict, {kind: [future.key for future in futures] for kind, futures in self._blocks.items()})
+        self._watch = Watch(self._client, self._tell)
+        self._leases = Leases(self._client, self.run, replica, keys, lambda *attached: self._tell(attached), self._tell)
+        for worker in sorted(self._client.nthreads()):
+            self._tell(Joined(worker))
 
-    def _lease(self, worker: str) -> Future:
-        terms = Terms(self.run, worker, seconds("timeouts.attach"), parse_bytes(setting("cache")))
-        return self._client.submit(
-            run_packed,
-            pack(lease, terms),
-            key=f"dasktrain-lease-{self.run}-{worker}",
-            workers=[worker],
-            # Pinned, yet allowed elsewhere: a lease whose worker died then ends at once instead of waiting.
-            allow_other_workers=True,
-            pure=False,
-            priority=100,
-        )
+    def _tell(self, news: Event | tuple[str, Channel, Domain]) -> None:
+        """Be told something by another thread."""
+        self._news.put(news)
+        with contextlib.suppress(OSError):  # full: it rings already; closed: nobody listens
+            self._bell.send(b"!")
 
-    def _await_leases(self, announced: "SimpleQueue[str | Future]", deadline: float) -> None:
-        waiting = set(self.workers)
-        while waiting:
-            try:
-                news = announced.get(timeout=max(0.0, deadline - monotonic()))
-            except Empty:
-                raise AttachError(
-                    f"Every worker must start its lease within {seconds('timeouts.attach'):g} s, however "
-                    f"{', '.join(sorted(waiting))} did not; free a thread there or raise dasktrain.timeouts.attach"
-                ) from None
-            if isinstance(news, Future):
-                worker = next(name for name, future in self._leases.items() if future is news)
-                error = news.exception() if news.status == "error" else "it ended"
-                raise AttachError(f"Worker {worker} must hold its lease, however {error}")
-            waiting.discard(news)
+    def lease(self, worker: str, task: Task) -> None:
+        """Start to make a lease."""
+        assert self._leases is not None
+        self._leases.make(worker, task)
 
-    async def _connect(self, deadline: float) -> None:
-        """Have every worker's server hand a connection to its lease."""
+    def release(self, worker: str) -> None:
+        """Close a worker's connection, which ends its lease."""
+        self._forget(worker)
 
-        async def one(worker: str) -> None:
-            patience = max(0.1, deadline - monotonic())
-            comm = await connect(worker, timeout=patience, deserialize=False, **self._client.connection_args)
-            request = {"op": operation(self.run), "run": self.run}
-            if worker.startswith("inproc://"):
-                ours, theirs = socket.socketpair()
-                await comm.write(request | {"pair": theirs})
-                await comm.close()
-            else:
-                await comm.write(request)
-                while comm.stream.writing():
-                    await asyncio.sleep(0)
-                ours = detach(comm)
-            self._channels[worker] = Channel(ours)
+    def _forget(self, worker: str) -> None:
+        assert self._leases is not None
+        self._drop(worker)
+        self._leases.end(worker)
 
-        with _reachable():
-            await asyncio.gather(*(one(worker) for worker in self.workers))
-
-    def _build(self, replica: bytes, keys: bytes, deadline: float) -> None:
-        """Have every lease build its replica, all at once."""
-        with _reachable():
-            for channel in self._channels.values():
-                channel.receive(max(0.1, deadline - monotonic()))  # the lease has taken over
-                channel.send({}, [replica, keys])
-            for worker, channel in self._channels.items():
-                header, _ = channel.receive(max(0.1, deadline - monotonic()))
-                if "ready" not in header:
-                    raise self._failed(header, worker)
-
-    @staticmethod
-    def _failed(header: Header, worker: str) -> DasktrainError:
-        failure = decode_reply(header, [])
-        assert isinstance(failure, Failure)
-        return failed(failure, worker)
+    def _drop(self, worker: str) -> None:
+        """Close a connection, which ends the lease at its other end."""
+        self._asked.pop(worker, None)
+        channel = self._channels.pop(worker, None)
+        if channel is not None:
+            self._selector.unregister(channel)
+            channel.close()
 
     # -- rounds -------------------------------------------------------------------------------------------
 
-    def ask(self, tasks: Mapping[str, Task], state: State) -> list[Answer]:
-        """Send all tasks, then read answers as they come; stop at the first worker that is lost."""
-        deadline = monotonic() + seconds("timeouts.round")
-        with selectors.DefaultSelector() as selector:
-            for worker, task in tasks.items():
-                try:
-                    self._channels[worker].send(*encode_ask(task, state))
-                except OSError as error:
-                    return self._lost(worker, error)
-                selector.register(self._channels[worker], selectors.EVENT_READ, worker)
-            answers: list[Answer] = []
-            while selector.get_map():
-                ready = selector.select(max(0.0, deadline - monotonic()))
-                if not ready:
-                    late = min(key.data for key in selector.get_map().values())
-                    return self._lost(late, TimeoutError("no answer within dasktrain.timeouts.round"))
-                for key, _ in ready:
-                    selector.unregister(key.fileobj)
-                    try:
-                        header, frames = self._channels[key.data].receive(max(0.1, deadline - monotonic()))
-                    except OSError as error:
-                        return self._lost(key.data, error)
-                    reply = decode_reply(header, frames)
-                    if isinstance(reply, Failure):
-                        raise failed(reply, key.data)
-                    answers.append(reply)
-        return answers
+    @contextlib.contextmanager
+    def round(self, state: State) -> Iterator[None]:
+        """Take back the memory of old answers; at the end, copy what has not been sent of `state`."""
+        for channel in self._channels.values():
+            channel.reclaim()
+        self._state = state
+        try:
+            yield
+        finally:
+            self._state = None
+            for channel in self._channels.values():
+                channel.keep()
 
-    def _lost(self, worker: str, error: OSError) -> list[Answer]:
-        self._events.append(Left(worker, f"{type(error).__name__}: {error}"))
-        return []
+    def send(self, worker: str, task: Task) -> None:
+        """Send a task and the round's state, as far as the connection takes it now."""
+        channel = self._channels.get(worker)
+        if channel is None:
+            return  # its leaving is in the news
+        assert self._state is not None
+        self._asked[worker] = monotonic()
+        try:
+            channel.post(*encode_ask(task, self._state))
+            if not channel.flush():
+                self._selector.modify(channel, READ | WRITE, worker)
+        except OSError as error:
+            self._tell(self._lost(worker, error))
 
-    def changes(self) -> list[Event]:
-        """Return who joined and who left since the last call."""
-        events, self._events = self._events, []
+    def events(self, timeout: float) -> list[Event]:
+        """Return what connections and other threads have to tell, as soon as there is something."""
+        events = self._heard()
+        for key, mask in self._selector.select(0 if events else timeout):
+            if key.fileobj is self._rung:
+                with contextlib.suppress(OSError):
+                    self._rung.recv(4096)
+            elif key.data in self._channels:
+                events += self._served(key.data, mask)
+        events += self._heard()
+        if not events and not self._channels and self._watch is not None and self._watch.lost:
+            raise SchedulerLost(
+                f"The scheduler must live as long as the run, however {self._client.scheduler.address} is gone and the "
+                "workers with it; start the cluster again and resume from a checkpoint"
+            )
         return events
+
+    def _heard(self) -> list[Event]:
+        """Return what other threads told."""
+        events: list[Event] = []
+        with contextlib.suppress(Empty):
+            while True:
+                news = self._news.get_nowait()
+                if isinstance(news, tuple):
+                    worker, channel, domain = news
+                    channel.unblock()
+                    self._channels[worker] = channel
+                    self._selector.register(channel, READ, worker)
+                    events.append(Ready(worker, domain))
+                    continue
+                if isinstance(news, Left):
+                    self._forget(news.worker)
+                events.append(news)
+        return events
+
+    def _served(self, worker: str, mask: int) -> list[Event]:
+        """Send and receive what one connection is ready for."""
+        channel, events = self._channels[worker], list[Event]()
+        try:
+            if mask & WRITE and channel.flush():
+                self._selector.modify(channel, READ, worker)
+            while mask & READ and (message := channel.poll()) is not None:
+                self._asked.pop(worker, None)
+                reply = decode_reply(*message)
+                events.append(Failed(worker, reply) if isinstance(reply, Failure) else Answered(worker, reply))
+        except (OSError, WireError) as error:
+            events.append(self._lost(worker, error))
+        return events
+
+    def _lost(self, worker: str, error: Exception) -> Left:
+        self._forget(worker)
+        return Left(worker, f"{type(error).__name__}: {error}")
+
+    # -- after the run ------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the connections, which ends the leases, and release the partitions."""
-        attached = list(self._channels)
-        for channel in self._channels.values():
-            channel.close()
-        self._channels = {}
-        if attached:
-            here = self._client.nthreads()  # a lease whose worker is gone has ended, whatever Dask thinks
-            ending = [self._leases[worker] for worker in attached if worker in here]
-            with contextlib.suppress(TimeoutError):
-                self._wait(ending, seconds("timeouts.close"))
-        self._client.cancel(list(self._leases.values()))
-        for futures in self._blocks.values():
-            _release(futures)
-        self._leases, self._blocks = {}, {}
+        with self._closing:
+            stuck = {worker for worker, since in self._asked.items() if monotonic() - since > LOOK}
+            ending = set(self._channels) - stuck
+            for worker in list(self._channels):
+                self._drop(worker)
+            self._bell.close()
+            if self._rung.fileno() >= 0:
+                self._selector.unregister(self._rung)
+            self._rung.close()
+            if self._client.status == "running":
+                self._end_leases(ending)
+            for futures in self._blocks.values():
+                _release(futures)
+            self._blocks = {}
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
 
-    def _wait(self, futures: list[Future], timeout: float | None = None) -> None:
-        with self._client.as_current():  # wait() asks for the current client, which need not be this one
-            wait(futures, timeout=timeout)
-
-
-@contextlib.contextmanager
-def _reachable() -> Iterator[None]:
-    """Turn what a connection raises before the first round into advice."""
-    try:
-        yield
-    except OSError as error:  # TimeoutError is one
-        raise AttachError(
-            f"Workers must be reachable from the driver, however {type(error).__name__}: {error}; run the client where "
-            "it can open connections to the workers"
-        ) from error
+    def _end_leases(self, workers: set[str]) -> None:
+        """Wait for the leases of workers that answer; all others end once theirs come round to it."""
+        if self._leases is None:
+            return
+        futures = self._leases.close()
+        here = self._client.nthreads()  # a lease whose worker is gone has ended, whatever Dask thinks
+        ending = [future for worker, future in futures.items() if worker in here and worker in workers]
+        if ending:
+            self._await(ending, seconds("timeouts.close"))
+        self._client.cancel(list(futures.values()))
+        self._leases = None
 
 
 def _release(futures: Sequence[Future]) -> None:
@@ -288,33 +297,3 @@ def _release(futures: Sequence[Future]) -> None:
 def _quiet_graphs() -> Any:
     """Let pandas and NumPy input travel in the graph, which is where Dask can recompute it from."""
     return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
-
-
-@by_value
-def _versions() -> dict[str, str]:
-    import sys
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": ".".join(map(str, sys.version_info[:2]))}
-    for package in ("torch", "dasktrain"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
-    return found
-
-
-def _check_versions(worker: str, found: Any) -> None:
-    if isinstance(found, BaseException):
-        raise AttachError(f"Worker {worker} must run code, however {type(found).__name__}: {found}")
-    wanted = {
-        "python": ".".join(map(str, sys.version_info[:2])),
-        "torch": version("torch"),
-        "dasktrain": version("dasktrain"),
-    }
-    for package, here in wanted.items():
-        if found[package] != here:
-            raise AttachError(
-                f"Every worker must have the client's {package} {here}, however on {worker} it is "
-                f"{found[package]}; install the same there"
-            )

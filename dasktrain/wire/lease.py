@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -20,14 +19,14 @@ from distributed.utils_comm import gather_from_workers
 from distributed.worker import Worker
 
 from dasktrain.errors import AttachError
-from dasktrain.messages import Failure, Header, Vector, decode_ask, encode_reply
+from dasktrain.messages import Failure, Header, Task, decode_ask, encode_reply
 from dasktrain.shipping import run_packed
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
+from dasktrain.wire.silence import PATIENCE as SILENCE
+from dasktrain.wire.silence import expel_silent
 
-#: torch's thread count and random generator belong to the process, so its replicas take turns.
-_TURN = threading.Lock()
-#: seconds between looks at whether an idle lease is still wanted
+#: seconds between looks at whether an idle lease is still wanted, and at where a lost partition is being computed
 POLL = 0.2
 
 
@@ -45,7 +44,7 @@ class Terms:
     address : str
         The worker it is for.
     patience : float
-        Seconds to wait for the driver, and for another worker's partition.
+        Seconds to wait for the driver, and for a partition that is on no worker.
     cache : int
         Bytes of other workers' partitions to keep.
     """
@@ -72,7 +71,7 @@ def lease(terms: Terms) -> None:
         channel = _attached(worker, session, terms)
         if channel is not None:
             try:
-                _answer(worker, channel, terms)
+                _serve(worker, channel, terms)
             finally:
                 channel.close()
     finally:
@@ -110,20 +109,15 @@ def _closing(worker: Worker) -> bool:
     return worker.status not in (Status.running, Status.paused)
 
 
-def _answer(worker: Worker, channel: Channel, terms: Terms) -> None:
+def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
     """Build the replica and answer tasks until the connection ends or the worker closes."""
-    respond: Respond | None = None
     with heap.kept(), suppress(OSError):  # the connection ended, and with it the lease
         channel.send({"attached": terms.run})
-        for header, frames in _messages(worker, channel):
-            if respond is None:
-                respond, reply = _build(worker, frames, terms)
-                channel.send(*reply)
-                continue
+        messages = _messages(worker, channel)
+        respond = _build(worker, channel, *next(messages), terms)
+        for header, frames in messages:
             task, state = decode_ask(header, frames)
-            with _TURN:
-                reply = encode_reply(respond(task, state))
-            channel.send(*reply)
+            channel.send(*encode_reply(respond(task, state)))
             respond.ahead(task)
 
 
@@ -132,20 +126,24 @@ def _messages(worker: Worker, channel: Channel) -> Iterator[tuple[Header, list[A
     while True:
         while not channel.readable(POLL):
             if _closing(worker):
-                return
+                raise ConnectionAbortedError("the worker closes")
         yield channel.receive()
 
 
-def _build(worker: Worker, frames: Sequence[Any], terms: Terms) -> tuple[Respond | None, tuple[Header, list[Vector]]]:
-    """Make the replica from the driver's first message."""
+def _build(worker: Worker, channel: Channel, header: Header, frames: Sequence[Any], terms: Terms) -> Respond:
+    """Make the replica from the driver's first message, get it ready, and say so."""
+    replica, keys = map(bytes, frames)
     try:
-        replica, keys = map(bytes, frames)
-        read = _Blocks(worker, run_packed(keys), terms)
-        with _TURN:
-            return run_packed(replica, read), ({"ready": True}, [])
+        respond: Respond = run_packed(replica, _Blocks(worker, run_packed(keys), terms))
+        domain = respond.domain()
     except Exception as error:
         text = f"A replica must be built on every worker, however {type(error).__name__}: {error}"
-        return None, encode_reply(Failure("AttachError", text, traceback.format_exc()))
+        channel.send(*encode_reply(Failure("AttachError", text, traceback.format_exc())))
+        raise ConnectionAbortedError(text) from error
+    channel.send({"domain": domain})
+    respond.stage(Task(**header["stage"]))
+    channel.send({"staged": True})
+    return respond
 
 
 class _Blocks:
@@ -179,16 +177,35 @@ class _Blocks:
         return block
 
     def _fetch(self, kind: str, partition: int, key: Any) -> Any:
+        """Get a partition from whoever holds it; Dask computes one that was lost with its worker anew."""
         # Not Worker.gather: its copies are Dask's, and the active memory manager drops them within seconds.
         loop = self._worker.loop.asyncio_loop
-        found = asyncio.run_coroutine_threadsafe(self._from_peers(key), loop).result(self._terms.patience)
-        if key not in found:
+        fetching = asyncio.run_coroutine_threadsafe(self._from_peers(key), loop)
+        try:
+            return fetching.result(self._terms.patience)
+        except TimeoutError:
+            fetching.cancel()
             raise AttachError(
-                f"Every partition must be on some worker, however partition {partition} of the {kind} data is on none"
-            )
-        return found[key]
+                f"Every partition must be on some worker within {self._terms.patience:g} s, however partition "
+                f"{partition} of the {kind} data is on none; see whether Dask can still compute it"
+            ) from None
 
-    async def _from_peers(self, key: Any) -> dict[Any, Any]:
-        holders = await self._worker.scheduler.who_has(keys=[key])
-        data, *_ = await gather_from_workers(holders, rpc=self._worker.rpc, who=self._worker.address)
-        return dict(data)
+    async def _from_peers(self, key: Any) -> Any:
+        while True:
+            holders = await self._worker.scheduler.who_has(keys=[key])
+            if self._worker.address in holders[key] and key in self._worker.data:
+                return self._worker.data[key]
+            data = await self._gathered(holders)
+            if key in data:
+                return data[key]
+            await asyncio.sleep(POLL)
+
+    async def _gathered(self, holders: dict[Any, Any]) -> dict[Any, Any]:
+        """Fetch from other workers; give up those that are silent, but not one that takes its time."""
+        fetching = asyncio.ensure_future(gather_from_workers(holders, rpc=self._worker.rpc, who=self._worker.address))
+        while not (await asyncio.wait([fetching], timeout=SILENCE))[0]:
+            silent = await expel_silent(self._worker.scheduler)
+            if any(holder in silent for workers in holders.values() for holder in workers):
+                fetching.cancel()
+                return {}
+        return dict(fetching.result()[0])

@@ -1,16 +1,18 @@
 """The whole cluster in this process: for tests, for a first try, and for data that fits."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import dask
 from dask.delayed import Delayed
 
 from dasktrain.errors import BadInput
-from dasktrain.fleet import Event, Joined
-from dasktrain.messages import Answer, Failure, Kind, State, Task
+from dasktrain.events import Answered, Event, Failed, Joined, Ready
+from dasktrain.messages import Failure, Kind, State, Task
 from dasktrain.shipping import run_packed
-from dasktrain.wire import Respond, failed
+from dasktrain.wire import Respond
 
 
 class LocalWire:
@@ -33,8 +35,10 @@ class LocalWire:
         self.threads = threads
         self.run = "local"
         self._blocks: dict[Kind, list[Any]] = {}
+        self._replica = b""
         self._replicas: dict[str, Respond] = {}
-        self._events: list[Event] = []
+        self._state: State | None = None
+        self._events: deque[Event] = deque()
 
     def open(self) -> None:
         """Nothing to check: the workers are here."""
@@ -43,34 +47,49 @@ class LocalWire:
         """Run tasks one after another in this thread."""
         return list(dask.compute(*tasks, scheduler="synchronous"))
 
-    def place(self, kind: Kind, tasks: Sequence[Delayed], owners: Sequence[str]) -> None:
+    def place(self, kind: Kind, tasks: Sequence[Delayed], owners: Sequence[str]) -> list[str]:
         """Keep all partitions in this process; owners do not matter."""
         self._blocks[kind] = self.compute(tasks)
+        return [block.fingerprint for block in self._blocks[kind]]
 
     def attach(self, replica: bytes) -> None:
-        """Build one replica a worker."""
-        for worker in self.workers:
-            self._replicas[worker] = run_packed(replica, self._read)
-            self._events.append(Joined(worker))
+        """Have every worker join."""
+        self._replica = replica
+        self._events.extend(Joined(worker) for worker in self.workers)
+
+    def lease(self, worker: str, task: Task) -> None:
+        """Build a worker's replica."""
+        replica: Respond = run_packed(self._replica, self._read)
+        self._replicas[worker] = replica
+        self._events.append(Ready(worker, replica.domain()))
+
+    def release(self, worker: str) -> None:
+        """Forget a worker's replica."""
+        self._replicas.pop(worker, None)
 
     def _read(self, kind: Kind, partition: int) -> Any:
         return self._blocks[kind][partition]
 
-    def ask(self, tasks: Mapping[str, Task], state: State) -> list[Answer]:
-        """Ask one replica after another."""
-        answers = []
-        for worker, task in tasks.items():
-            reply = self._replicas[worker](task, state)
-            if isinstance(reply, Failure):
-                raise failed(reply, worker)
-            answers.append(reply)
-        return answers
+    @contextmanager
+    def round(self, state: State) -> Iterator[None]:
+        """Start from `state`."""
+        self._state = state
+        yield
+        self._state = None
 
-    def changes(self) -> list[Event]:
-        """Return who joined; nobody leaves."""
-        events, self._events = self._events, []
+    def send(self, worker: str, task: Task) -> None:
+        """Have the worker's replica answer at once."""
+        assert self._state is not None
+        reply = self._replicas[worker](task, self._state)
+        self._events.append(Failed(worker, reply) if isinstance(reply, Failure) else Answered(worker, reply))
+
+    def events(self, timeout: float) -> list[Event]:
+        """Return what happened; there is nothing to wait for."""
+        events = list(self._events)
+        self._events.clear()
         return events
 
     def close(self) -> None:
         """Forget replicas and partitions."""
-        self._replicas, self._blocks, self._events = {}, {}, []
+        self._replicas, self._blocks, self._replica = {}, {}, b""
+        self._events.clear()

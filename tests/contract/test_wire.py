@@ -1,6 +1,7 @@
 """What every wire must do. A new wire is one more line in `wires`."""
 
 from collections.abc import Iterator
+from time import monotonic
 
 import dask
 import numpy as np
@@ -10,10 +11,10 @@ from distributed import Client
 from torch import nn
 
 from dasktrain.buffers import FlatBuffers
+from dasktrain.data.block import Batch
 from dasktrain.data.source import strata
-from dasktrain.errors import ReplicaError
-from dasktrain.fleet import Joined
-from dasktrain.messages import State, Task
+from dasktrain.events import Answered, Event, Failed, Joined, Ready
+from dasktrain.messages import Answer, Kind, State, Task
 from dasktrain.plan import Plan
 from dasktrain.reduce import subtrees
 from dasktrain.replica import Job, Replica
@@ -23,9 +24,10 @@ from dasktrain.vector import FlatParameters
 from dasktrain.wire import Wire
 from dasktrain.wire.dask import DaskWire
 from dasktrain.wire.local import LocalWire
-from tests.problems import PROBLEMS
+from tests.problems import PARTITIONS, PROBLEMS
 
 SHARDS = 6
+SECONDS = 30.0
 
 
 @pytest.fixture(params=["local", "dask"])
@@ -36,16 +38,54 @@ def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
     wire.close()
 
 
-def attached(wire: Wire, module: nn.Module) -> tuple[State, Plan]:
-    """Place the first problem's data and attach a replica of `module` to every worker."""
+def awaited(wire: Wire, count: int, of: type[Event]) -> list[Event]:
+    """Wait for so many events, all of one kind."""
+    events: list[Event] = []
+    deadline = monotonic() + SECONDS
+    while len(events) < count:
+        assert monotonic() < deadline, f"{count} {of.__name__} must come, however only {events} did"
+        events += wire.events(deadline - monotonic())
+    assert [type(event) for event in events] == [of] * count
+    return events
+
+
+def placed(wire: Wire) -> tuple[Plan, list[str]]:
+    """Place the first problem's data; return how it is read, and its fingerprints."""
     data = PROBLEMS[0].data
     surveys = wire.compute(data.survey())
     plan = Plan(strata(surveys, None), SHARDS, 50)
-    wire.place("train", data.convert(data.fit(surveys), by_class=False), [wire.workers[0]] * len(surveys))
-    job = Job(module, nn.CrossEntropyLoss(), {}, GradientAveraging(), {"train": plan}, 0, wire.threads)
+    tasks = data.convert(data.fit(surveys), by_class=False)
+    return plan, wire.place("train", tasks, [wire.workers[0]] * len(surveys))
+
+
+def joined(wire: Wire, module: nn.Module, fingerprints: list[str] | None = None) -> State:
+    """Have the workers join a run of `module`, and lease them."""
+    plan, found = placed(wire)
+    sample = Batch((torch.zeros(4, 6),), torch.zeros(4, dtype=torch.long), None)
+    known: dict[Kind, list[str]] = {"train": fingerprints or found}
+    job = Job(module, nn.CrossEntropyLoss(), {}, GradientAveraging(), {"train": plan}, 0, wire.threads, sample, known)
     wire.attach(pack(Replica, job))
+    for event in awaited(wire, 2, Joined):
+        assert isinstance(event, Joined)
+        wire.lease(event.worker, Task("r", "train", 0, 0, 0, 3))
     parameters, buffers = FlatParameters(module), FlatBuffers(module)
-    return State(parameters.vector.numpy(), buffers.vector.numpy()), plan
+    return State(parameters.vector.numpy(), buffers.vector.numpy())
+
+
+def attached(wire: Wire, module: nn.Module, fingerprints: list[str] | None = None) -> State:
+    """Have every worker be ready for a run of `module`."""
+    state = joined(wire, module, fingerprints)
+    ready = awaited(wire, 2, Ready)
+    assert sorted(event.worker for event in ready if isinstance(event, Ready)) == list(wire.workers)
+    return state
+
+
+def asked(wire: Wire, tasks: dict[str, Task], state: State) -> list[Answer]:
+    """Ask each worker once; the answers are good until the next round."""
+    with wire.round(state):
+        for worker, task in tasks.items():
+            wire.send(worker, task)
+        return [event.answer for event in awaited(wire, len(tasks), Answered) if isinstance(event, Answered)]
 
 
 def test_workers_are_named_sorted_and_alike(wire: Wire) -> None:
@@ -59,20 +99,28 @@ def test_compute_returns_results_in_order(wire: Wire) -> None:
     assert wire.compute([square(number) for number in range(5)]) == [0, 1, 4, 9, 16]
 
 
-def test_every_worker_joins(wire: Wire) -> None:
-    attached(wire, nn.Linear(6, 3))
-    assert wire.changes() == [Joined(worker) for worker in wire.workers]
-    assert wire.changes() == []
+def test_placed_partitions_have_fingerprints_that_tell_them_apart(wire: Wire) -> None:
+    _, found = placed(wire)
+    assert len(found) == len(set(found)) == len(PARTITIONS)
+    assert placed(wire)[1] == found
+
+
+def test_every_worker_joins_and_is_ready_with_a_domain_once_leased(wire: Wire) -> None:
+    joined(wire, nn.Linear(6, 3))
+    domains = [event.domain for event in awaited(wire, 2, Ready) if isinstance(event, Ready)]
+    assert domains[0] == domains[1]
+    assert {"torch", "kernel path", "threads", "canary"} <= set(domains[0])
+    assert wire.events(0) == []
 
 
 def test_answers_are_the_nodes_asked_for_whoever_computes_them(wire: Wire) -> None:
-    state, _ = attached(wire, nn.Linear(6, 3))
+    state = attached(wire, nn.Linear(6, 3))
     first, second = wire.workers
-    cuts = [(0, 2, 6), (0, 5, 6), (0, 6, 6)]
+    cuts = [(0, 2, 6), (0, 5, 6), (0, 1, 6)]
     seen: dict[tuple[int, int], list[np.ndarray]] = {}
     for start, middle, stop in cuts:
         tasks = {first: Task("r", "train", 0, 1, start, middle), second: Task("r", "train", 0, 1, middle, stop)}
-        for answer in wire.ask(tasks, state):
+        for answer in asked(wire, tasks, state):
             nodes = [(partial.start, partial.stop) for partial in answer.partials]
             assert nodes == list(subtrees(answer.task.start, answer.task.stop, SHARDS))
             assert answer.task in tasks.values()
@@ -84,13 +132,30 @@ def test_answers_are_the_nodes_asked_for_whoever_computes_them(wire: Wire) -> No
             np.testing.assert_array_equal(vector, vectors[0])
 
 
-def test_answer_follows_the_state_that_was_sent(wire: Wire) -> None:
-    state, _ = attached(wire, nn.Linear(6, 3))
+def test_a_worker_asked_twice_in_a_round_gives_two_answers_that_stay(wire: Wire) -> None:
+    """What a lost worker should have computed goes to one that has answered already."""
+    state = attached(wire, nn.Linear(6, 3))
     worker = wire.workers[1]
-    task = {worker: Task("r", "train", 0, 0, 0, 1)}
+    lone = {}
+    for start in (0, 3):
+        (answer,) = asked(wire, {worker: Task("r", "train", 0, 0, start, start + 3)}, state)
+        lone[start] = [np.array(partial.vector) for partial in answer.partials]
+    with wire.round(state):
+        kept = {}
+        for start in (0, 3):
+            wire.send(worker, Task("r", "train", 0, 0, start, start + 3))
+            (event,) = awaited(wire, 1, Answered)
+            assert isinstance(event, Answered)
+            kept[start] = [partial.vector for partial in event.answer.partials]
+        np.testing.assert_equal(kept, lone)
+
+
+def test_answer_follows_the_state_that_was_sent(wire: Wire) -> None:
+    state = attached(wire, nn.Linear(6, 3))
+    task = {wire.workers[1]: Task("r", "train", 0, 0, 0, 1)}
 
     def gradient(parameters: np.ndarray) -> np.ndarray:
-        (answer,) = wire.ask(task, State(parameters, state.buffers))
+        (answer,) = asked(wire, task, State(parameters, state.buffers))
         assert answer.partials[0].vector is not None
         return answer.partials[0].vector.copy()
 
@@ -106,10 +171,33 @@ class Raises(nn.Linear):
         raise OverflowError("too much")
 
 
-def test_what_a_replica_raises_is_raised_and_the_wire_can_be_closed(wire: Wire) -> None:
-    state, _ = attached(wire, Raises(6, 3))
-    with pytest.raises(ReplicaError, match="too much"):
-        wire.ask({wire.workers[0]: Task("r", "train", 0, 0, 0, 1)}, state)
+def test_what_a_replica_raises_is_told_and_the_wire_can_be_closed(wire: Wire) -> None:
+    state = attached(wire, Raises(6, 3))
+    task = Task("r", "train", 0, 0, 0, 1)
+    with wire.round(state):
+        wire.send(wire.workers[0], task)
+        (event,) = awaited(wire, 1, Failed)
+    assert isinstance(event, Failed)
+    assert (event.worker, event.failure.error, event.failure.task) == (wire.workers[0], "ReplicaError", task)
+    assert "too much" in event.failure.text
+
+
+def test_partition_with_another_fingerprint_is_a_failure_that_names_it(wire: Wire) -> None:
+    _, found = placed(wire)
+    state = attached(wire, nn.Linear(6, 3), ["0" * 64, *found[1:]])
+    with wire.round(state):
+        wire.send(wire.workers[0], Task("r", "train", 0, 0, 0, 1))
+        (event,) = awaited(wire, 1, Failed)
+    assert isinstance(event, Failed)
+    assert event.failure.error == "DataError"
+    assert "partition 0 of the train data now has fingerprint" in event.failure.text
+
+
+def test_released_worker_can_be_asked_no_more_and_is_not_missed(wire: Wire) -> None:
+    state = attached(wire, nn.Linear(6, 3))
+    wire.release(wire.workers[0])
+    wire.release(wire.workers[0])
+    assert len(asked(wire, {wire.workers[1]: Task("r", "train", 0, 0, 0, 6)}, state)) == 1
 
 
 def test_failing_task_raises_its_own_error(wire: Wire) -> None:
@@ -129,13 +217,12 @@ def test_close_may_be_called_at_any_time_and_again(wire: Wire) -> None:
 
 
 def test_large_messages_arrive_whole(wire: Wire) -> None:
-    """More than a socket takes at once, and changed by the driver as soon as the answer is there."""
-    state, _ = attached(wire, nn.Sequential(nn.Linear(6, 400_000), nn.Linear(400_000, 3)))
+    """More than a socket takes at once, and changed by the driver as soon as the round is over."""
+    state = attached(wire, nn.Sequential(nn.Linear(6, 400_000), nn.Linear(400_000, 3)))
     tasks = {worker: Task("r", "train", 0, 0, place, place + 1) for place, worker in enumerate(wire.workers)}
 
     def gradients() -> dict[int, np.ndarray]:
-        answers = wire.ask(tasks, state)
-        return {answer.task.start: np.array(answer.partials[0].vector) for answer in answers}
+        return {answer.task.start: np.array(answer.partials[0].vector) for answer in asked(wire, tasks, state)}
 
     first, before = gradients(), state.parameters.copy()
     state.parameters[:] = 0

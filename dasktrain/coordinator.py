@@ -1,0 +1,224 @@
+"""Have every shard of a round computed, whatever becomes of the workers: the fleet decides, this carries it out."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from time import monotonic
+
+import numpy as np
+
+from dasktrain.config import seconds
+from dasktrain.errors import AttachError, Diverged, WorkerLost
+from dasktrain.events import (
+    Abort,
+    Answered,
+    Assign,
+    BackUp,
+    Event,
+    Instruction,
+    Lease,
+    Notice,
+    ReAsk,
+    Release,
+    Slow,
+    Wait,
+)
+from dasktrain.fleet import Fleet
+from dasktrain.messages import Answer, Kind, Partial, State, Task
+from dasktrain.pace import Pace
+from dasktrain.reduce import reduce
+from dasktrain.wire import Wire, failed
+
+#: seconds between looks at whether the run was asked to stop while no worker is there
+LOOK = 0.5
+#: seconds that workers have more than the first to get ready before the first round starts without them
+GRACE = 5.0
+
+
+class Coordinator:
+    """Wire, fleet and clock of one run.
+
+    Parameters
+    ----------
+    wire
+        Open, with the data in place.
+    fleet
+        Without members.
+    tell
+        Called with what the user should know of workers.
+    stop
+        If it is set while no worker is there, nobody is waited for.
+    """
+
+    def __init__(self, wire: Wire, fleet: Fleet, tell: Callable[[str], None], stop: threading.Event) -> None:
+        self._wire, self._fleet, self._tell, self._stop = wire, fleet, tell, stop
+        self._paces: dict[Kind, Pace] = {"train": Pace(), "evaluate": Pace()}
+        self._next = Task(wire.run, "train", 0, 0, 0, fleet.shards)  # what joiners get ready for
+        self._since: dict[str, float] = {}  # worker -> when it was sent what it has not answered
+        self._alone: tuple[float, str] | None = None  # since when there is no worker, and why
+        self._digests: dict[Task, str] = {}  # of answers that another worker may still give
+
+    @property
+    def lenient(self) -> bool:
+        """Whether workers of any determinism domain compute."""
+        return not self._fleet.strict
+
+    def attach(self, replica: bytes, epoch: int, round: int) -> None:
+        """Lease the workers that are there and wait until they are ready, or clearly slower than the others.
+
+        Raises
+        ------
+        AttachError
+            No worker can be used.
+        """
+        self._next = replace(self._next, epoch=epoch, round=round)
+        self._wire.attach(replica)
+        started = monotonic()
+        deadline = started + seconds("timeouts.attach") + GRACE
+        for event in self._wire.events(0):
+            self._take(event)
+        while self._fleet.pending or not self._fleet.members:
+            for event in self._events(max(LOOK, deadline - monotonic())):
+                self._take(event)
+            now = monotonic()
+            if self._fleet.members:
+                deadline = min(deadline, now + GRACE + 2 * (now - started))
+                if now >= deadline:
+                    return
+
+    def ask(self, kind: Kind, epoch: int, round: int, state: State) -> Partial:
+        """Return the sum over all shards of one round.
+
+        Raises
+        ------
+        WorkerLost
+            No worker was left and none appeared in time.
+        Diverged
+            Two workers gave different bits for the same shards.
+        RunError
+            Whatever a replica raised.
+        """
+        for event in self._wire.events(0):
+            self._take(event)
+        self._next = Task(self._wire.run, kind, epoch, round, 0, self._fleet.shards)
+        started = monotonic()
+        with self._wire.round(state):
+            partials = self._collect(started)
+            self._paces[kind].add(monotonic() - started)
+            return reduce(partials, self._fleet.shards)
+
+    def _collect(self, started: float) -> list[Partial]:
+        partials: list[Partial] = []
+        first_answer: float | None = None
+        self._carry_out(self._fleet.begin(self._next))
+        while not self._fleet.complete:
+            patience = self._paces[self._next.kind].patience(first_answer)
+            for event in self._events(self._until_late(patience)):
+                if isinstance(event, Answered):
+                    partials += self._used(event.worker, event.answer)
+                    first_answer = first_answer or monotonic() - started
+                self._take(event)
+            if monotonic() - started > seconds("timeouts.round"):
+                late = ", ".join(sorted(self._fleet.busy))
+                raise WorkerLost(
+                    f"Every round must be answered within dasktrain.timeouts.round, {seconds('timeouts.round'):g} s, "
+                    f"however {late} did not; raise it, or see what those workers do"
+                )
+            for worker in self._late(patience):
+                self._take(Slow(worker))
+        return partials
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def _events(self, timeout: float) -> list[Event]:
+        """Wait for events; while nobody is there, see to it that this ends."""
+        if self._fleet.members or self._fleet.pending:
+            self._alone = None
+        if self._alone is None:
+            return self._wire.events(max(0.0, timeout))
+        since, reason = self._alone
+        rest = since + seconds("timeouts.workers") - monotonic()
+        if rest <= 0 or self._stop.is_set():
+            raise WorkerLost(
+                f"A worker must appear within dasktrain.timeouts.workers, {seconds('timeouts.workers'):g} s, "
+                f"however none did after {reason}; start workers and resume from a checkpoint"
+            )
+        return self._wire.events(max(0.0, min(timeout, rest, LOOK)))
+
+    def _until_late(self, patience: float | None) -> float:
+        """Return the seconds until the next worker is late."""
+        waited = [monotonic() - self._since[worker] for worker in self._awaited()]
+        if patience is None or not waited:
+            return seconds("timeouts.round")
+        return max(0.0, patience - max(waited))
+
+    def _late(self, patience: float | None) -> list[str]:
+        now = monotonic()
+        return [w for w in self._awaited() if patience is not None and now - self._since[w] >= patience]
+
+    def _awaited(self) -> list[str]:
+        """Members that have something of this round to answer and are not known to be late."""
+        return [worker for worker in self._fleet.busy if worker in self._since and not self._fleet.is_late(worker)]
+
+    # -- events in, instructions out ------------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> None:
+        self._carry_out(self._fleet.take(event))
+        computed = set(self._fleet.busy.values())
+        self._digests = {task: digest for task, digest in self._digests.items() if task in computed}
+
+    def _carry_out(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Lease(worker, start, stop):
+                    self._wire.lease(worker, replace(self._next, kind="train", start=start, stop=stop))
+                case Assign(worker, task) | ReAsk(worker, task) | BackUp(worker, task):
+                    self._since[worker] = monotonic()
+                    self._wire.send(worker, task)
+                case Release(worker, reason):
+                    self._tell(f"worker {worker} is let go: {reason}")
+                    self._wire.release(worker)
+                case Notice(text):
+                    self._tell(text)
+                case Wait(reason):
+                    self._alone = monotonic(), reason
+                    self._tell(f"waiting for a worker, since {reason}")
+                case Abort(reason, worker, failure):
+                    raise failed(failure, worker) if failure is not None else AttachError(reason)
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def _used(self, worker: str, answer: Answer) -> list[Partial]:
+        """Return what is to be summed of an answer: nothing if another worker's came first, or of an old round."""
+        task = answer.task
+        if not self._fleet.lacks(task):
+            self._compare(worker, answer)
+            return []
+        if any(other == task and name != worker for name, other in self._fleet.busy.items()):
+            self._digests[task] = _digest(answer)
+        return list(answer.partials)
+
+    def _compare(self, worker: str, answer: Answer) -> None:
+        """See that a late answer is the one that was used."""
+        wanted = self._digests.get(answer.task)
+        if wanted is None or not self._fleet.strict:
+            return
+        found = _digest(answer)
+        if found != wanted:
+            task = answer.task
+            raise Diverged(
+                f"Two workers must give the same bits for the same shards, however for shards {task.start} to "
+                f"{task.stop - 1} in epoch {task.epoch}, round {task.round} worker {worker} gave {found[:16]} and "
+                f"another {wanted[:16]}; look for a faulty machine, or for a model that depends on more than its inputs"
+            )
+
+
+def _digest(answer: Answer) -> str:
+    """Return the hex sha256 of what an answer adds to the round."""
+    total = hashlib.sha256()
+    for partial in answer.partials:
+        total.update(f"{partial.start} {partial.stop}".encode())
+        for part in (partial.vector, partial.sums):
+            total.update(b"none" if part is None else np.ascontiguousarray(part).view(np.uint8).data)
+    return total.hexdigest()

@@ -1,0 +1,251 @@
+"""One fit, from data on a wire to a result: survey, encode, plan, place, attach, drive."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from threading import Event
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from dasktrain import preflight
+from dasktrain.checkpointer import Checkpoint
+from dasktrain.coordinator import Coordinator
+from dasktrain.data.block import Batch
+from dasktrain.data.source import Encoding, Schema, Source, check_surveys, strata
+from dasktrain.domain import pinned
+from dasktrain.driver import Driver
+from dasktrain.errors import BadInput, ModelError
+from dasktrain.fleet import Fleet, shares
+from dasktrain.messages import Kind
+from dasktrain.observe import History, Run
+from dasktrain.plan import Partitioning, Plan, Shuffle
+from dasktrain.replica import Job, Replica
+from dasktrain.result import Result
+from dasktrain.resume import Saved, capture, identity
+from dasktrain.shipping import check_ships, pack
+from dasktrain.state import Cursor, TrainState
+from dasktrain.strategies import Sums
+from dasktrain.wire import Wire
+
+if TYPE_CHECKING:
+    from dasktrain.trainer import Trainer
+
+Determinism = Literal["strict", "off"]
+#: rows of the made-up batch by which workers are compared
+CANARY_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What :meth:`dasktrain.Trainer.fit` was asked for."""
+
+    epochs: int | None
+    batch_size: int
+    shards: int | None
+    seed: int
+    max_rounds: int | None
+    partition: Partitioning
+    shuffle: Shuffle
+    window: int
+    resume: str | None
+    determinism: Determinism
+
+
+@dataclass(frozen=True)
+class Training:
+    """A fit whose data is in place: what is left is to train."""
+
+    wire: Wire
+    job: Job
+    driver: Driver
+    encoding: Encoding
+    stage: Callable[[str], None]
+
+    def run(self) -> Result:
+        """Train, and close the wire."""
+        try:
+            if self.driver.coordinator.lenient:
+                self.stage("determinism is off: any worker computes, and no other run need give these bits")
+            self.stage(f"building replicas on {len(self.wire.workers)} workers")
+            cursor = self.driver.run.cursor
+            self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
+            self.driver.drive()
+            return Result.of(self.driver.run.state, self.encoding, self.driver)
+        finally:
+            self.wire.close()
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A trainer, its data, and what was asked for of it."""
+
+    trainer: "Trainer"
+    data: Source
+    validation: Source | None
+    settings: Settings
+
+    def prepare(self, wire: Wire, stop: Event) -> Training:
+        """Bring the data on the wire's workers into place.
+
+        `stop`, set at any time, ends the training after the round under way.
+        """
+        settings = self.settings
+        saved = Saved.read(settings.resume) if settings.resume is not None else None
+        self._stage("looking for workers")
+        wire.open()
+        shards = settings.shards or (saved.shards if saved else max(8, 1 << (len(wire.workers) - 1).bit_length()))
+        prepared = _Prepared(self, wire)
+        prepared.make_plans(settings, shards)
+        state = self._state(prepared)
+        prepared.place()
+        if saved is not None:
+            saved.check(identity(prepared.plan, state, self.trainer.schedule_every), prepared.fingerprints)
+        return self._training(prepared, state, saved, stop)
+
+    def _stage(self, text: str) -> None:
+        for observer in self.trainer.observers:
+            observer.stage(text)
+
+    def _state(self, prepared: "_Prepared") -> TrainState:
+        """Make the module and its optimizer, once it is known to fit the data."""
+        trainer = self.trainer
+        module = self._module(prepared.encoding.schema)
+        for batch in prepared.samples(prepared.plan.fewest_rows):
+            preflight.check(module, trainer.loss, trainer.metrics, trainer.strategy, prepared.plan, batch)
+        state = TrainState(module, trainer.optimizer, trainer.scheduler, trainer.groups)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        if trainer.schedule_every == "round" and isinstance(state.scheduler, plateau):
+            raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')
+        return state
+
+    def _module(self, schema: Schema) -> nn.Module:
+        trainer = self.trainer
+        module: Any = trainer.model
+        if not isinstance(module, nn.Module):
+            with pinned(torch.get_num_threads()):
+                torch.manual_seed(self.settings.seed)
+                module = trainer.model(schema)
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"model(schema) must return a module, however it returned {type(module)}")
+        named = {f"metric {name!r}": metric for name, metric in trainer.metrics.items()}
+        check_ships(module, **{"the loss": trainer.loss}, **named)  # before copying, which fails without naming a part
+        return copy.deepcopy(module) if module is trainer.model else module
+
+    def _training(self, prepared: "_Prepared", state: TrainState, saved: Saved | None, stop: Event) -> Training:
+        trainer, wire, strict = self.trainer, prepared.wire, self.settings.determinism == "strict"
+        threads = saved.threads if saved else wire.threads
+        fleet = Fleet(prepared.plan.shards, saved.domain if saved and strict else None, strict)
+        # Checkpoints are taken once all others have seen a round.
+        observers = sorted(trainer.observers, key=lambda observer: isinstance(observer, Checkpoint))
+        facts = {
+            "run": wire.run,
+            "identity": identity(prepared.plan, state, trainer.schedule_every),
+            "fingerprints": prepared.fingerprints,
+            "encoding": prepared.encoding.to_json(),
+            "threads": threads,
+        }
+        run = Run(
+            id=wire.run,
+            workers=wire.workers,
+            shards=prepared.plan.shards,
+            threads=threads,
+            rows=prepared.plan.num_rows,
+            parameters=state.parameters.layout.size,
+            rounds_per_epoch=prepared.plan.rounds,
+            epochs=self.settings.epochs,
+            max_rounds=self.settings.max_rounds,
+            state=state,
+            cursor=Cursor(),
+            history=History(),
+            capture=lambda: (facts | {"domain": fleet.domain}, capture(run, trainer.strategy, observers)),
+        )
+        driver = Driver(
+            run,
+            Coordinator(wire, fleet, self._stage, stop),
+            prepared.plan,
+            prepared.plans.get("evaluate"),
+            trainer.strategy,
+            Sums(list(trainer.metrics), len(state.parameters.parameters), state.buffers.layout.size),
+            observers,
+            trainer.schedule_every,
+            saved,
+            stop,
+        )
+        return Training(wire, self._job(prepared, state, threads), driver, prepared.encoding, self._stage)
+
+    def _job(self, prepared: "_Prepared", state: TrainState, threads: int) -> Job:
+        trainer = self.trainer
+        return Job(
+            state.module,
+            trainer.loss,
+            trainer.metrics,
+            trainer.strategy,
+            prepared.plans,
+            prepared.plan.seed,
+            threads,
+            next(prepared.samples(CANARY_ROWS)),
+            prepared.fingerprints,
+        )
+
+
+class _Prepared:
+    """Data that was surveyed, and where it goes."""
+
+    def __init__(self, fitting: Fitting, wire: Wire) -> None:
+        self.wire, self.data, self.validation = wire, fitting.data, fitting.validation
+        self._stage: Callable[[str], None] = fitting._stage
+        self._stage("reading the data once for statistics")
+        self._surveys = wire.compute(self.data.survey())
+        check_surveys(self._surveys, "training")
+        self.encoding: Encoding = self.data.fit(self._surveys)
+        if self.validation is not None:
+            self._valid_surveys = wire.compute(self.validation.survey())
+            self._valid_schema = self.validation.schema(self.encoding, self._valid_surveys)
+            check_surveys(self._valid_surveys, "validation", self.encoding.target)
+
+    def samples(self, rows: int) -> Iterator[Batch]:
+        """Make up batches like those of training and of validation, for a first try."""
+        target = self.encoding.target
+        yield preflight.sample(self.encoding.schema, target, rows, getattr(self.data, "weight", None) is not None)
+        if self.validation is not None:
+            weighted = getattr(self.validation, "weight", None) is not None
+            yield preflight.sample(self._valid_schema, target, rows, weighted)
+
+    def make_plans(self, settings: Settings, shards: int) -> None:
+        """Settle which rows each shard sees in each round, and how validation rows are read."""
+        stratified = settings.partition == "stratified"
+        self.plan = Plan(
+            strata(self._surveys, self.encoding.target if stratified else None),
+            shards,
+            settings.batch_size,
+            settings.seed,
+            settings.partition,
+            settings.shuffle,
+            settings.window,
+        )
+        self.plans: dict[Kind, Plan] = {"train": self.plan}
+        if self.validation is not None:
+            rows = strata(self._valid_surveys, None)
+            self.plans["evaluate"] = Plan(rows, shards, settings.batch_size, shuffle=False)
+
+    def place(self) -> None:
+        """Convert every partition on the worker that will read most of it."""
+        self._stage("converting partitions on their workers")
+        self.fingerprints: dict[Kind, list[str]] = {}
+        sources: dict[Kind, Source | None] = {"train": self.data, "evaluate": self.validation}
+        for kind, plan in self.plans.items():
+            source = sources[kind]
+            assert source is not None
+            tasks = source.convert(self.encoding, self.plan.partition == "stratified")
+            self.fingerprints[kind] = self.wire.place(kind, tasks, self._owners(plan))
+
+    def _owners(self, plan: Plan) -> list[str]:
+        """Return for each partition the worker whose shards have most of its rows."""
+        rows: list[dict[str, int]] = [{} for _ in plan.strata]
+        for worker, start, stop in shares(self.wire.workers, plan.shards):
+            for shard in range(start, stop):
+                for partition, count in plan.partitions(0, shard).items():
+                    rows[partition][worker] = rows[partition].get(worker, 0) + count
+        return [max(held, key=lambda worker: held[worker]) if held else self.wire.workers[0] for held in rows]

@@ -1,0 +1,182 @@
+"""What a run can go on from, and whether this run may."""
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dasktrain.checkpoint import Store
+from dasktrain.errors import BadInput
+from dasktrain.events import Domain
+from dasktrain.messages import Kind
+from dasktrain.observe import Observer, Record, Run
+from dasktrain.plan import Plan
+from dasktrain.state import Cursor, Snapshot, TrainState, digest_of
+from dasktrain.strategies import Strategy
+from dasktrain.trees import flatten, unflatten
+
+Facts = dict[str, Any]
+#: name of the tensor that holds the rounds of the history, as lines of JSON
+ROUNDS = "history/rounds"
+#: partitions named in a message
+MOST = 5
+
+
+def identity(plan: Plan, state: TrainState, schedule_every: str) -> Facts:
+    """Return what a run and the one it goes on from must have in common, besides the data."""
+    trainable = {id(parameter) for parameter in state.parameters.parameters.values()}
+    frozen = [(name, each) for name, each in sorted(state.module.named_parameters()) if id(each) not in trainable]
+    return {
+        "shards": plan.shards,
+        "batch_size": plan.batch_size,
+        "seed": plan.seed,
+        "partition": plan.partition,
+        "shuffle": plan.shuffle,
+        "window": plan.window,
+        "schedule_every": schedule_every,
+        "optimizer": type(state.optimizer).__name__,
+        "scheduler": type(state.scheduler).__name__,
+        "parameters": {name: [list(shape)] for name, shape in state.parameters.layout.shapes.items()},
+        "frozen parameters": digest_of(frozen),
+    }
+
+
+def capture(run: Run, strategy: Strategy, observers: Sequence[Observer]) -> Facts:
+    """Return a copy of all that changes while a run goes on, but for the rounds of its history."""
+    epochs = [record for record in run.history if record["rounds"] == run.rounds_per_epoch]
+    return {
+        "state": vars(run.state.snapshot()),
+        "cursor": vars(copy.copy(run.cursor)),
+        "strategy": copy.deepcopy(strategy.state_dict()),
+        "observers": [[type(observer).__name__, observer.state_dict()] for observer in observers],
+        "epochs": epochs,
+    }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read.
+
+    Attributes
+    ----------
+    url : str
+        Where from.
+    facts : dict
+        ``identity``, ``fingerprints`` (of each partition of each data set), ``encoding``, ``threads``, ``domain``.
+    tree : dict
+        What `capture` returned.
+    rounds : list of dict
+        The history's.
+    """
+
+    url: str
+    facts: Facts
+    tree: Facts
+    rounds: list[Record]
+
+    @property
+    def shards(self) -> int:
+        """Shards of the saved run."""
+        return int(self.facts["identity"]["shards"])
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of its replicas."""
+        return int(self.facts["threads"])
+
+    @property
+    def domain(self) -> Domain | None:
+        """Its determinism domain."""
+        domain: Domain | None = self.facts["domain"]
+        return domain
+
+    @staticmethod
+    def read(url: str) -> "Saved":
+        """Read the newest complete checkpoint.
+
+        Raises
+        ------
+        BadInput
+            There is none.
+        """
+        tensors, facts = Store(url).newest()
+        lines = tensors.pop(ROUNDS)
+        rounds = [json.loads(line) for line in bytes(lines.numpy()).decode().splitlines()]
+        return Saved(url, facts, unflatten(facts["tree"], tensors), rounds)
+
+    def check(self, identity: Facts, fingerprints: Mapping[Kind, Sequence[str]]) -> None:
+        """Refuse to go on with another plan, model or data set.
+
+        Raises
+        ------
+        BadInput
+            Says what differs.
+        """
+        was = self.facts["identity"]
+        faults = [
+            f"{name} is {_shown(identity.get(name))} and was {_shown(was.get(name))}"
+            for name in identity | was
+            if identity.get(name) != was.get(name)
+        ]
+        faults += _other_data(fingerprints, self.facts["fingerprints"])
+        if faults:
+            raise BadInput(
+                f"A resumed run must have the plan, model and data of the checkpoint at {self.url}, however "
+                f"{'; '.join(faults)}; give it those, or start anew without resume="
+            )
+
+    def restore(self, run: Run, strategy: Strategy) -> None:
+        """Put a run where the saved one was."""
+        run.state.restore(Snapshot(**self.tree["state"]))
+        vars(run.cursor).update(vars(Cursor(**self.tree["cursor"])))
+        strategy.load_state_dict(self.tree["strategy"])
+        run.history[:] = self.tree["epochs"]
+        run.history.rounds[:] = self.rounds
+
+    def hand_back(self, place: int, observer: Observer) -> None:
+        """Give an observer what it left in the checkpoint; it must be at the place it had."""
+        kept = self.tree["observers"]
+        name, state = kept[place] if place < len(kept) else ("", {})
+        if name == type(observer).__name__:
+            observer.load_state_dict(state)
+        elif observer.state_dict():
+            warnings.warn(
+                f"Observers must be given in the order of the resumed run to go on where they were, however "
+                f"{type(observer).__name__} is at place {place}, which {name or 'nobody'} had; it starts anew",
+                stacklevel=2,
+            )
+
+
+def as_tensors(tree: Facts) -> tuple[Any, dict[str, Tensor]]:
+    """Turn a captured tree into plain values and tensors."""
+    return flatten(tree, "run")
+
+
+def lines(rounds: bytes) -> dict[str, Tensor]:
+    """Return lines of JSON as the tensor that `Saved.read` looks for."""
+    return {ROUNDS: torch.from_numpy(np.frombuffer(bytearray(rounds), dtype=np.uint8))}
+
+
+def _other_data(now: Mapping[Kind, Sequence[str]], was: Mapping[Kind, Sequence[str]]) -> list[str]:
+    faults = []
+    for kind in sorted({*now, *was}):
+        here, there = now.get(kind, []), was.get(kind, [])
+        if len(here) != len(there):
+            faults.append(f"the {kind} data has {len(here)} partitions and had {len(there)}")
+            continue
+        others = [number for number, pair in enumerate(zip(here, there, strict=True)) if pair[0] != pair[1]]
+        if others:
+            named = ", ".join(map(str, others[:MOST])) + (", ..." if len(others) > MOST else "")
+            faults.append(f"partitions {named} of the {kind} data hold other rows ({len(others)} of {len(here)})")
+    return faults
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

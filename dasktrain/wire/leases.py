@@ -1,0 +1,206 @@
+"""From a worker on the cluster to a connected lease with a replica, each in a thread of its own.
+
+Nothing here is on a round's path, and no worker waits for another.
+"""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import version
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any
+
+from dask.utils import parse_bytes
+from distributed import Client, Future
+from distributed.comm import connect
+
+from dasktrain.config import seconds, setting
+from dasktrain.errors import AttachError, DasktrainError
+from dasktrain.events import Domain, Event, Left, Refused
+from dasktrain.messages import Failure, Task, decode_reply
+from dasktrain.shipping import pack, run_packed_with
+from dasktrain.wire import failed
+from dasktrain.wire.channel import Channel, detach
+from dasktrain.wire.lease import Terms, lease, operation
+
+#: workers that are leased at once; the others wait their turn
+AT_ONCE = 64
+
+
+class Leases:
+    """Makes the leases of a run and ends them.
+
+    Parameters
+    ----------
+    client
+        Whose tasks they are.
+    run
+        Names them.
+    replica, keys
+        What a lease builds its replica from, as bytes.
+    ready
+        Called with worker, channel and domain, in a thread of this class's.
+    tell
+        Called with Refused or Left instead, if it does not come to that.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        run: str,
+        replica: bytes,
+        keys: bytes,
+        ready: Callable[[str, Channel, Domain], None],
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._client, self._run = client, run
+        self._first_message = [replica, keys]
+        self._ready, self._tell = ready, tell
+        self._futures: dict[str, Future] = {}
+        self._news: dict[str, SimpleQueue[object]] = {}
+        self._channels: dict[str, Channel] = {}  # of workers that are not ready
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="dasktrain-attach")
+        self._client.subscribe_topic(operation(run), lambda event: self._hear(event[1]["worker"], "announced"))
+
+    def make(self, worker: str, task: Task) -> None:
+        """Start to make a lease that gets ready for `task`."""
+        self._news[worker] = SimpleQueue()
+        self._threads.submit(self._make, worker, task)
+
+    def end(self, worker: str) -> None:
+        """Have a lease that is not connected end; one that is ends with its connection."""
+        future = self._futures.pop(worker, None)
+        if future is not None and self._client.status == "running":
+            self._client.cancel([future])
+        self._interrupt(worker)
+
+    def _interrupt(self, worker: str) -> None:
+        """Have the thread that makes a worker's lease stop waiting."""
+        self._hear(worker, AttachError("The lease is not wanted any more"))
+        channel = self._channels.get(worker)
+        if channel is not None:
+            channel.abort()
+
+    def close(self) -> dict[str, Future]:
+        """Stop making leases; return those made, which end with their connections."""
+        for worker in list(self._news):
+            self._interrupt(worker)
+        self._threads.shutdown(cancel_futures=True)
+        if self._client.status == "running":
+            self._client.unsubscribe_topic(operation(self._run))
+        return dict(self._futures)
+
+    def _hear(self, worker: str, news: object) -> None:
+        if worker in self._news:
+            self._news[worker].put(news)
+
+    # -- one worker, in its thread ----------------------------------------------------------------------------
+
+    def _make(self, worker: str, task: Task) -> None:
+        deadline = monotonic() + seconds("timeouts.attach")
+        try:
+            self._submit(worker)
+            self._await_announcement(worker, deadline)
+            channel = self._channels[worker] = Channel(asyncio.run(self._connect(worker, deadline)))
+            channel.receive(_rest(deadline))  # the lease has taken over
+            channel.send({"stage": asdict(task)}, self._first_message)
+            domain = self._domain(worker, channel, deadline)
+            channel.receive(seconds("timeouts.attach"))  # its data is at hand
+            self._ready(worker, self._channels.pop(worker), domain)
+        except Exception as error:
+            if worker in self._channels:
+                self._channels.pop(worker).close()
+            self._tell(self._unusable(worker, error))
+
+    def _submit(self, worker: str) -> None:
+        terms = Terms(self._run, worker, seconds("timeouts.attach"), parse_bytes(setting("cache")))
+        future = self._client.submit(
+            run_packed_with,
+            versions(),
+            pack(lease, terms),
+            key=f"dasktrain-lease-{self._run}-{worker}",
+            workers=[worker],
+            # Pinned, yet allowed elsewhere: a lease whose worker died then ends at once instead of waiting.
+            allow_other_workers=True,
+            pure=False,
+            priority=100,
+        )
+        self._futures[worker] = future
+        future.add_done_callback(lambda future: self._hear(worker, future))
+
+    def _await_announcement(self, worker: str, deadline: float) -> None:
+        try:
+            news = self._news[worker].get(timeout=_rest(deadline))
+        except Empty:
+            raise AttachError(
+                f"Worker {worker} must start its lease within {seconds('timeouts.attach'):g} s, however it did not; "
+                "free a thread there or raise dasktrain.timeouts.attach"
+            ) from None
+        if isinstance(news, Future):
+            found = news.exception() if news.status == "error" else news.result() if news.status == "finished" else None
+            if isinstance(found, str):
+                raise AttachError(found.format(worker=worker))
+            if found is None:
+                raise ConnectionError("it went away before it could be leased")
+            raise AttachError(f"Worker {worker} must hold its lease, however {type(found).__name__}: {found}")
+        if isinstance(news, DasktrainError):
+            raise news
+
+    async def _connect(self, worker: str, deadline: float) -> socket.socket:
+        """Have the worker's server hand a connection to its lease."""
+        comm = await connect(worker, timeout=_rest(deadline), deserialize=False, **self._client.connection_args)
+        request: dict[str, Any] = {"op": operation(self._run), "run": self._run}
+        if worker.startswith("inproc://"):
+            ours, theirs = socket.socketpair()
+            await comm.write(request | {"pair": theirs})
+            await comm.close()
+            return ours
+        await comm.write(request)
+        while comm.stream.writing():
+            await asyncio.sleep(0)
+        return detach(comm)
+
+    @staticmethod
+    def _domain(worker: str, channel: Channel, deadline: float) -> Domain:
+        """Wait for the replica to be built; return what it says of its bits."""
+        try:
+            header, _ = channel.receive(_rest(deadline))
+        except TimeoutError:
+            raise AttachError(
+                f"Worker {worker} must build its replica within {seconds('timeouts.attach'):g} s, however it did not; "
+                "raise dasktrain.timeouts.attach"
+            ) from None
+        if "domain" not in header:
+            failure = decode_reply(header, [])
+            assert isinstance(failure, Failure)
+            raise failed(failure, worker)
+        domain: Domain = header["domain"]
+        return domain
+
+    def _unusable(self, worker: str, error: Exception) -> Event:
+        if isinstance(error, OSError) and worker in self._client.nthreads():
+            return Refused(
+                worker,
+                f"Worker {worker} must be reachable from the driver, however {type(error).__name__}: {error}; run the "
+                'driver where it can open connections to the workers, for example with driver="cluster"',
+            )
+        if isinstance(error, OSError):
+            return Left(worker, f"{type(error).__name__}: {error}")
+        return Refused(worker, str(error))
+
+
+def _rest(deadline: float) -> float:
+    return max(0.1, deadline - monotonic())
+
+
+def versions() -> dict[str, str]:
+    """Return what a worker must have as it is here."""
+    return {
+        "python": ".".join(map(str, sys.version_info[:2])),
+        "torch": version("torch"),
+        "dasktrain": version("dasktrain"),
+    }

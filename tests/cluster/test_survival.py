@@ -1,0 +1,175 @@
+"""Fault x phase: the run goes on, ends with the digest it would have had, and leaves nothing."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import torch
+from distributed import Client, LocalCluster
+from torch import nn
+
+import dasktrain as dt
+from dasktrain.errors import WorkerLost
+from tests.leftovers import assert_left, left_on
+from tests.problems import PROBLEMS, SETTINGS, expected
+from tests.saboteurs import After, Mortal, Once
+
+PROBLEM = PROBLEMS[2]  # batch normalisation and dropout
+
+
+@pytest.fixture(scope="module")
+def mortals() -> Iterator[tuple[LocalCluster, Client]]:
+    """Two workers that are killed and come back."""
+    with (
+        # or it would give up a worker that is killed twice within so many seconds, with its nanny
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield cluster, client
+
+
+@pytest.fixture
+def two(mortals: tuple[LocalCluster, Client]) -> Iterator[Client]:
+    """Both of them, alive, and nothing of ours on them afterwards."""
+    cluster, client = mortals
+    cluster.scale(2)
+    client.wait_for_workers(2, timeout=60)
+    yield client
+    if len(cluster.workers) != len(client.nthreads()):  # it counts a retired one in
+        cluster.scale(0)
+    cluster.scale(2)
+    client.wait_for_workers(2, timeout=60)
+    empty = {"workers": dict.fromkeys(client.nthreads(), ([], [], 0)), "scheduler": []}
+    assert_left(client, empty)
+
+
+def fit_mortal(phase: str, once: Once, client: Any) -> dt.Result:
+    X, y = PROBLEM.arrays
+    trainer = dt.Trainer(
+        lambda schema: Mortal(phase, once), nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=0.1), observers=[]
+    )
+    validation = dt.Arrays(X[:90], y[:90])
+    return trainer.fit(PROBLEM.data, validation, epochs=2, batch_size=50, client=client)
+
+
+@pytest.mark.parametrize("phase", ["attach", "compute", "send", "receive", "evaluate"])
+def test_a_worker_killed_in_any_phase_changes_no_bit(two: Client, tmp_path: Path, phase: str) -> None:
+    once = Once(tmp_path)
+    result = fit_mortal(phase, once, two)
+    assert not once(), "nobody was killed"
+    assert result.digest == fit_mortal(phase, once, dt.LocalWire()).digest
+
+
+def test_a_worker_killed_while_data_is_converted_changes_no_bit(two: Client, tmp_path: Path) -> None:
+    once, driver = Once(tmp_path), os.getpid()
+
+    def mortal(block: np.ndarray) -> np.ndarray:
+        if os.getpid() != driver and len(block) and once():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    data = PROBLEM.data
+    data.X = data.X.map_blocks(mortal, dtype=data.X.dtype, meta=data.X._meta)
+    assert PROBLEM.trainer().fit(data, client=two, **SETTINGS).digest == expected(PROBLEM)  # type: ignore[arg-type]
+    assert not once(), "nobody was killed"
+
+
+def test_a_worker_killed_while_predicting_changes_no_bit(two: Client, tmp_path: Path) -> None:
+    once = Once(tmp_path)
+    result = fit_mortal("predict", once, dt.LocalWire())
+    with two.as_current():
+        found = result.predict(PROBLEM.data.X).compute()
+    assert not once(), "nobody was killed"
+    np.testing.assert_array_equal(found, result.predict(PROBLEM.arrays[0]).compute(scheduler="sync"))
+
+
+def kill(signal_: signal.Signals) -> Callable[[LocalCluster, Client], None]:
+    return lambda cluster, client: os.kill(sorted(client.run(os.getpid).items())[0][1], signal_)
+
+
+def retire(cluster: LocalCluster, client: Client) -> None:
+    client.retire_workers([min(client.nthreads())])
+
+
+def scale_down(cluster: LocalCluster, client: Client) -> None:
+    cluster.scale(1)
+
+
+def scale_up(cluster: LocalCluster, client: Client) -> None:
+    cluster.scale(3)
+
+
+CHANGES = {
+    "killed": kill(signal.SIGKILL),
+    "terminated": kill(signal.SIGTERM),
+    "retired": retire,
+    "scaled down": scale_down,
+    "scaled up": scale_up,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_workers_come_and_go_between_rounds_without_a_trace(
+    two: Client, mortals: tuple[LocalCluster, Client], change: str
+) -> None:
+    after = After(20, lambda: CHANGES[change](*mortals))
+    told = "joined" if change == "scaled up" else "went away"
+
+    def enough() -> bool:
+        return any(told in text for text in after.told)
+
+    class Until(dt.Observer):
+        """Asks to stop once the change has been seen, and some rounds later."""
+
+        def round(self, record: dict[str, Any]) -> bool:
+            return enough() and after.run.cursor.done >= 60 and record["round"] == 3
+
+    result = PROBLEM.trainer([after, Until()]).fit(PROBLEM.data, client=two, **(SETTINGS | {"epochs": 10_000}))
+    done = len(result.history.rounds)
+    assert result.digest == PROBLEM.fit(dt.LocalWire(), epochs=None, max_rounds=done).digest
+
+
+def test_a_stopped_worker_is_backed_up_and_its_late_answer_dropped(two: Client) -> None:
+    pid = min(two.run(os.getpid).items())[1]
+    stop = After(20, lambda: os.kill(pid, signal.SIGSTOP))
+    go_on = After(24, lambda: os.kill(pid, signal.SIGCONT))
+    try:
+        result = PROBLEM.trainer([stop, go_on]).fit(PROBLEM.data, client=two, **(SETTINGS | {"epochs": 6}))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert result.digest == PROBLEM.fit(dt.LocalWire(), epochs=6).digest
+    slowest = max(result.history.rounds, key=lambda record: record["seconds"])
+    assert (slowest["epoch"], slowest["round"]) == divmod(20, 9)
+
+
+def test_no_worker_left_is_an_error_within_the_deadline(two: Client, mortals: tuple[LocalCluster, Client]) -> None:
+    after = After(5, lambda: mortals[0].scale(0))
+    with (
+        dask.config.set({"dasktrain.timeouts.workers": "0.5s"}),
+        pytest.raises(WorkerLost, match=r"0\.5 s, however none did after worker tcp://.* went away"),
+    ):
+        PROBLEM.trainer([after]).fit(PROBLEM.data, batch_size=50, max_rounds=100_000, client=two)
+
+
+def test_two_runs_at_once_end_with_their_own_bits(clean: Client) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(problem.fit, clean) for problem in (PROBLEMS[0], PROBLEM)]
+        assert [run.result(60).digest for run in runs] == [expected(PROBLEMS[0]), expected(PROBLEM)]
+
+
+def test_leftovers_are_noticed(clean: Client) -> None:
+    """The helper that the tests above rely on."""
+    before = left_on(clean)
+    future = clean.submit(sum, [1], pure=False)
+    future.result()
+    with pytest.raises(AssertionError):
+        assert_left(clean, before, patience=0.2)
+    del future
