@@ -98,6 +98,7 @@ class ChaosWire(LocalWire):
         self._names = iter(f"late-{number:03d}" for number in range(10_000))
         self._present: set[str] = set()  # on the cluster, whether we know or not
         self._usable: set[str] = set()  # of these, and of those to come, what a run can compute on
+        self._foreign: set[str] = set()
         self._leased: set[str] = set()
         self._mute: set[str] = set()  # dying and deaf
         self._asked: dict[str, Task] = {}
@@ -121,10 +122,10 @@ class ChaosWire(LocalWire):
     # -- workers come and go ------------------------------------------------------------------------------
 
     def attach(self, replica: bytes) -> None:
-        """Have the first workers join, nearly at once."""
+        """Have the first workers join at once."""
         self._replica = replica
         for worker in self.workers:
-            self._join(worker, self._random.choice([0.0, 0.3]))
+            self._join(worker, 0.0)
 
     def _join(self, worker: str, within: float) -> None:
         self._usable.add(worker)
@@ -164,7 +165,8 @@ class ChaosWire(LocalWire):
         self._replicas[worker] = replica
         replica.stage(task)
         domain = dict(replica.domain())
-        if self._begun and self._chance("foreign", 0.15):
+        if worker in self._foreign or (self._begun and self._chance("foreign", 0.15)):
+            self._foreign.add(worker)
             domain["canary"] = "other bits"
             self._usable.discard(worker)
         self._leased.add(worker)
@@ -187,7 +189,6 @@ class ChaosWire(LocalWire):
         with super().round(state):
             yield
             self._agenda.keep()  # replicas use their memory again in the next round
-        self.happened["late answers"] += sum(isinstance(event, Answered) for event in self._agenda)
 
     def send(self, worker: str, task: Task) -> None:
         """Have a worker answer, sooner or later, once or twice, or never."""
@@ -246,6 +247,7 @@ class ChaosWire(LocalWire):
             case Answered() if worker not in self._replicas:
                 return None
             case Answered(_, answer):
+                self.happened["answers to an older round"] += answer.task not in self._rounds
                 if self._asked.get(worker) == answer.task:
                     del self._asked[worker]
                     if not self._failed and self._others(worker) and self._chance("failed", 0.03):

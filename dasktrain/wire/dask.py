@@ -127,7 +127,7 @@ class DaskWire:
                     return
                 if deadline is not None and monotonic() >= deadline:
                     return
-                self._client.sync(expel_silent, self._client.scheduler)
+                self._client.sync(expel_silent, self._client.scheduler, self._client.rpc)
                 self._client.run_on_scheduler(unpin, [future.key for future in futures], gone=True)
 
     # -- members ------------------------------------------------------------------------------------------

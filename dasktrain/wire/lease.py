@@ -204,7 +204,7 @@ class _Blocks:
         """Fetch from other workers; give up those that are silent, but not one that takes its time."""
         fetching = asyncio.ensure_future(gather_from_workers(holders, rpc=self._worker.rpc, who=self._worker.address))
         while not (await asyncio.wait([fetching], timeout=SILENCE))[0]:
-            silent = await expel_silent(self._worker.scheduler)
+            silent = await expel_silent(self._worker.scheduler, self._worker.rpc)
             if any(holder in silent for workers in holders.values() for holder in workers):
                 fetching.cancel()
                 return {}

@@ -1,25 +1,33 @@
 """Workers that are there and say nothing: stopped, swapped out, cut off.
 
-Dask takes five minutes to give one up, and until then whatever only that worker holds cannot be had elsewhere.
+Dask restarts one after five minutes, and until then whatever only that worker holds cannot be had elsewhere.
 """
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 #: seconds without a heartbeat after which a worker that holds something up is given up
 PATIENCE = 5.0
 #: seconds more for each worker: Dask spaces heartbeats so that they do not flood the scheduler
 SPACING = 0.02
+#: seconds a nanny has to end its worker and start another
+RESTART = 60.0
+#: restarts under way, which nobody waits for
+_restarts: set[asyncio.Task[None]] = set()
 
 
-async def expel_silent(scheduler: Any) -> list[str]:
+async def expel_silent(scheduler: Any, rpc: Any) -> list[str]:
     """Have the scheduler take silent workers for dead, so that it computes what they held elsewhere.
 
-    One that wakes up finds its connection closed and ends; its nanny, if it has one, starts another.
+    Their nannies, if they have any, start others in their place.
 
     Parameters
     ----------
     scheduler
         A client's or a worker's RPC to the scheduler.
+    rpc
+        Its pool of connections.
 
     Returns
     -------
@@ -32,4 +40,13 @@ async def expel_silent(scheduler: Any) -> list[str]:
     silent = [address for address, at in heard.items() if newest - at > PATIENCE + SPACING * len(heard)]
     for address in silent:
         await scheduler.unregister(address=address, stimulus_id=f"dasktrain-silent-{newest}", expected=True)
+        if workers[address]["nanny"]:
+            restart = asyncio.create_task(_restart(rpc, workers[address]["nanny"]))
+            _restarts.add(restart)
+            restart.add_done_callback(_restarts.discard)
     return silent
+
+
+async def _restart(rpc: Any, nanny: str) -> None:
+    with suppress(OSError):  # it went with its worker
+        await rpc(nanny).restart(timeout=RESTART, reason="dasktrain-silent")

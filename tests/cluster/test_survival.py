@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,31 @@ from tests.saboteurs import After, Mortal, Once
 PROBLEM = PROBLEMS[2]  # batch normalisation and dropout
 
 
-@pytest.fixture(scope="module")
+@contextmanager
 def mortals() -> Iterator[tuple[LocalCluster, Client]]:
-    """Two workers that are killed and come back."""
-    with (
-        # or it would give up a worker that is killed twice within so many seconds, with its nanny
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield cluster, client
+    """Start two workers that may be killed; their nannies start others."""
+    # or it would give up a worker that is killed twice within so many seconds, with its nanny
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}):
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
+        with Client(cluster, set_as_default=False) as client:
+            yield cluster, client
+        with suppress(KeyError):  # LocalCluster.close trips over a worker that it has not seen come back
+            cluster.close()
+
+
+@pytest.fixture(scope="module")
+def killed_often() -> Iterator[Client]:
+    with mortals() as (_, client):
+        yield client
 
 
 @pytest.fixture
-def two(mortals: tuple[LocalCluster, Client]) -> Iterator[Client]:
-    """Both of them, alive, and nothing of ours on them afterwards."""
-    cluster, client = mortals
-    cluster.scale(2)
-    client.wait_for_workers(2, timeout=60)
-    yield client
-    if len(cluster.workers) != len(client.nthreads()):  # it counts a retired one in
-        cluster.scale(0)
-    cluster.scale(2)
-    client.wait_for_workers(2, timeout=60)
-    empty = {"workers": dict.fromkeys(client.nthreads(), ([], [], 0)), "scheduler": []}
-    assert_left(client, empty)
+def two(killed_often: Client) -> Iterator[Client]:
+    """Two workers, alive, and nothing of ours on them afterwards."""
+    yield killed_often
+    killed_often.wait_for_workers(2, timeout=60)
+    empty = {"workers": dict.fromkeys(killed_often.nthreads(), ([], [], 0)), "scheduler": []}
+    assert_left(killed_often, empty)
 
 
 def fit_mortal(phase: str, once: Once, client: Any) -> dt.Result:
@@ -115,22 +116,18 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_workers_come_and_go_between_rounds_without_a_trace(
-    two: Client, mortals: tuple[LocalCluster, Client], change: str
-) -> None:
-    after = After(20, lambda: CHANGES[change](*mortals))
+def test_workers_come_and_go_between_rounds_without_a_trace(change: str) -> None:
     told = "joined" if change == "scaled up" else "went away"
-
-    def enough() -> bool:
-        return any(told in text for text in after.told)
 
     class Until(dt.Observer):
         """Asks to stop once the change has been seen, and some rounds later."""
 
         def round(self, record: dict[str, Any]) -> bool:
-            return enough() and after.run.cursor.done >= 60 and record["round"] == 3
+            return any(told in text for text in after.told) and after.run.cursor.done >= 60 and record["round"] == 3
 
-    result = PROBLEM.trainer([after, Until()]).fit(PROBLEM.data, client=two, **(SETTINGS | {"epochs": 10_000}))
+    with mortals() as (cluster, client):
+        after = After(20, lambda: CHANGES[change](cluster, client))
+        result = PROBLEM.trainer([after, Until()]).fit(PROBLEM.data, client=client, **(SETTINGS | {"epochs": 10_000}))
     done = len(result.history.rounds)
     assert result.digest == PROBLEM.fit(dt.LocalWire(), epochs=None, max_rounds=done).digest
 
@@ -148,13 +145,14 @@ def test_a_stopped_worker_is_backed_up_and_its_late_answer_dropped(two: Client) 
     assert (slowest["epoch"], slowest["round"]) == divmod(20, 9)
 
 
-def test_no_worker_left_is_an_error_within_the_deadline(two: Client, mortals: tuple[LocalCluster, Client]) -> None:
-    after = After(5, lambda: mortals[0].scale(0))
-    with (
-        dask.config.set({"dasktrain.timeouts.workers": "0.5s"}),
-        pytest.raises(WorkerLost, match=r"0\.5 s, however none did after worker tcp://.* went away"),
-    ):
-        PROBLEM.trainer([after]).fit(PROBLEM.data, batch_size=50, max_rounds=100_000, client=two)
+def test_no_worker_left_is_an_error_within_the_deadline() -> None:
+    with mortals() as (cluster, client):
+        after = After(5, lambda: cluster.scale(0))
+        with (
+            dask.config.set({"dasktrain.timeouts.workers": "0.5s"}),
+            pytest.raises(WorkerLost, match=r"0\.5 s, however none did after worker tcp://.* went away"),
+        ):
+            PROBLEM.trainer([after]).fit(PROBLEM.data, batch_size=50, max_rounds=100_000, client=client)
 
 
 def test_two_runs_at_once_end_with_their_own_bits(clean: Client) -> None:
