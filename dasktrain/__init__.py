@@ -11,6 +11,8 @@ from dasktrain.observe import History as History
 from dasktrain.observe import Log as Log
 from dasktrain.observe import Observer as Observer
 from dasktrain.observe import Progress as Progress
+from dasktrain.remote import RemoteRun as RemoteRun
+from dasktrain.remote import attach as attach
 from dasktrain.result import Result as Result
 from dasktrain.result import load as load
 from dasktrain.strategies import GradientAveraging as GradientAveraging
@@ -28,11 +30,13 @@ __all__ = [
     "Log",
     "Observer",
     "Progress",
+    "RemoteRun",
     "Result",
     "Schema",
     "Table",
     "Trainer",
     "accuracy",
+    "attach",
     "errors",
     "load",
 ]

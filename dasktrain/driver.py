@@ -16,7 +16,7 @@ from dasktrain.messages import Kind, Partial
 from dasktrain.observe import Observer, Record, Run
 from dasktrain.plan import Plan
 from dasktrain.resume import Saved
-from dasktrain.state import Snapshot
+from dasktrain.state import Snapshot, TrainState
 from dasktrain.strategies import Strategy, Sums, check_weight
 
 
@@ -46,10 +46,16 @@ class Driver:
     stop: threading.Event = field(default_factory=threading.Event)
     ended: str = ""
 
+    @property
+    def state(self) -> TrainState:
+        """The state of record."""
+        assert self.run.state is not None
+        return self.run.state
+
     def __post_init__(self) -> None:
         self._epoch_started = perf_counter()
         if self.saved is not None:
-            self.saved.restore(self.run, self.strategy)
+            self.saved.restore(self.run, self.state, self.strategy)
 
     def drive(self) -> None:
         """Run rounds until epochs, rounds, an observer or an interrupt end them."""
@@ -63,7 +69,7 @@ class Driver:
             self._rounds()
         for snapshot in snapshots:
             if snapshot is not None:
-                self.run.state.restore(snapshot)
+                self.state.restore(snapshot)
 
     @staticmethod
     def _end_observer(observer: Observer, snapshots: list[Snapshot | None]) -> None:
@@ -99,7 +105,7 @@ class Driver:
         return "epochs" if run.epochs is not None and cursor.epoch >= run.epochs else ""
 
     def _round(self) -> None:
-        state, cursor = self.run.state, self.run.cursor
+        state, cursor = self.state, self.run.cursor
         started = perf_counter()
         total = self._ask("train", cursor.epoch, cursor.round)
         assert total.sums is not None
@@ -117,7 +123,7 @@ class Driver:
 
     def _epoch(self) -> None:
         """Evaluate, step an epoch-wise schedule, and begin the next epoch."""
-        state, cursor = self.run.state, self.run.cursor
+        state, cursor = self.state, self.run.cursor
         record = self._epoch_record()
         if state.scheduler and self.schedule_every == "epoch":
             if isinstance(state.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -130,7 +136,7 @@ class Driver:
 
     def _ask(self, kind: Kind, epoch: int, round: int) -> Partial:
         """Have every shard computed and reduced."""
-        total = self.coordinator.ask(kind, epoch, round, self.run.state.message())
+        total = self.coordinator.ask(kind, epoch, round, self.state.message())
         check_weight(total, self.sums, f"{kind} round {round} of epoch {epoch}")
         return total
 
@@ -141,7 +147,7 @@ class Driver:
         rows, seconds = self.plan.rows_of_round(cursor.round), perf_counter() - started
         record = {"epoch": cursor.epoch, "round": cursor.round, "rows": rows, **self.sums.means(total), **figures}
         record |= {
-            "learning_rate": self.run.state.learning_rate,
+            "learning_rate": self.state.learning_rate,
             "seconds": seconds,
             "rows_per_second": rows / seconds,
         }
@@ -158,7 +164,7 @@ class Driver:
             valid = self.sums.means(self._ask("evaluate", cursor.epoch, cursor.round - 1))
             record |= {f"valid_{name}": value for name, value in valid.items()}
         record |= {
-            "learning_rate": self.run.state.learning_rate,
+            "learning_rate": self.state.learning_rate,
             "seconds": seconds,
             "rows_per_second": rows / seconds,
         }

@@ -72,7 +72,7 @@ class Training:
             cursor = self.driver.run.cursor
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
             self.driver.drive()
-            return Result.of(self.driver.run.state, self.encoding, self.driver)
+            return Result.of(self.driver.state, self.encoding, self.driver)
         finally:
             self.wire.close()
 
@@ -159,7 +159,7 @@ class Fitting:
             state=state,
             cursor=Cursor(),
             history=History(),
-            capture=lambda: (facts | {"domain": fleet.domain}, capture(run, trainer.strategy, observers)),
+            capture=lambda: (facts | {"domain": fleet.domain}, capture(run, state, trainer.strategy, observers)),
         )
         driver = Driver(
             run,

@@ -66,6 +66,7 @@ class Fleet:
     _round: Task | None = None  # all shards of the round under way
     _open: set[int] = field(default_factory=set)  # shards that nobody has answered
     _queue: list[Task] = field(default_factory=list)  # what somebody must be asked for
+    _smooth: bool = True  # all of the round was asked for once and is in time
     _failed: set[int] = field(default_factory=set)  # shards of this round a worker raised for
 
     # -- what the driver asks ---------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ class Fleet:
 
     def lacks(self, task: Task) -> bool:
         """Return whether an answer to `task` is to be used: it is of this round and nobody else's came first."""
-        return self._of_round(task) and self._open.issuperset(range(task.start, task.stop))
+        return self._of_round(task) and self._open.issuperset(_shards(task))
 
     def is_late(self, worker: str) -> bool:
         """Return whether a busy member is known to be slow, or has been since an older round."""
@@ -104,15 +105,12 @@ class Fleet:
         """Start a round, `round` being all its shards, with the members that are not busy with an older one."""
         out = self._found()
         self._round, self._open, self._failed = round, set(range(self.shards)), set()
-        idle = self._idle()
-        if idle:
-            self._queue = []
-            given = [(worker, replace(round, start=a, stop=b)) for worker, a, b in shares(idle, self.shards)]
-            self._busy |= dict(given)
-            return out + [Assign(*each) for each in given]
-        cuts = _cuts(0, self.shards, max(1, len(self.members)))
-        self._queue = [replace(round, start=start, stop=stop) for start, stop in cuts]
-        return out + self._alone("no worker is attached")
+        self._queue = []
+        given = [(worker, replace(round, start=a, stop=b)) for worker, a, b in shares(self._idle(), self.shards)]
+        self._busy |= dict(given)
+        self._smooth = bool(given)
+        out += [Assign(*each) for each in given]
+        return out + self._dispatch() + self._alone("no worker is attached")
 
     def take(self, event: Event) -> list[Instruction]:
         """Take an event in; return what must be done about it, in order."""
@@ -148,6 +146,8 @@ class Fleet:
         if worker in self._seats or worker in self._barred:
             return []
         _sit(self._seats, worker)
+        if self.domain is None and self._round is not None:  # nobody was there when the run began
+            self.domain = domain
         if self.domain is None:
             self._domains[worker] = domain
             return self._dispatch()
@@ -182,18 +182,15 @@ class Fleet:
     def _bar(self, worker: str, reason: str) -> list[Instruction]:
         self._stand(worker)
         self._barred[worker] = reason
+        out: list[Instruction] = [Release(worker, reason), *self._dispatch()]
         if self.members or self._leasing:
-            return [Release(worker, reason)]
-        last: Instruction = Wait(reason) if self._round is not None else Abort("; ".join(self._barred.values()))
-        return [Release(worker, reason), last]
+            return out
+        return [*out, Wait(reason) if self._round is not None else Abort("; ".join(self._barred.values()))]
 
     def _left(self, worker: str, reason: str) -> list[Instruction]:
         if worker not in self._leasing and worker not in self._seats:
             return []
-        lost = self._stand(worker)
-        if lost and not self._in_hand(lost):
-            pieces = _cuts(lost.start, lost.stop, len(self.members))
-            self._queue += [replace(lost, start=start, stop=stop) for start, stop in pieces]
+        self._stand(worker)
         gone = f"worker {worker} went away: {reason}"
         return [Notice(gone), *self._dispatch(), *self._alone(gone)]
 
@@ -208,6 +205,7 @@ class Fleet:
         self._domains.pop(worker, None)
         self._slow.discard(worker)
         task = self._busy.pop(worker, None)
+        self._smooth &= task is None
         return task if task is not None and self.lacks(task) else None
 
     def _answered(self, worker: str, task: Task) -> list[Instruction]:
@@ -215,7 +213,7 @@ class Fleet:
             del self._busy[worker]
             self._slow.discard(worker)
         if self.lacks(task):
-            self._open -= set(range(task.start, task.stop))
+            self._open.difference_update(_shards(task))
         return self._dispatch()
 
     def _raised(self, worker: str, failure: Failure) -> list[Instruction]:
@@ -223,12 +221,11 @@ class Fleet:
         if worker not in self._seats:
             return []
         lost = self._stand(worker)
-        shards = set(range(lost.start, lost.stop)) if lost else set()
+        shards = set(_shards(lost)) if lost else set()
         if failure.error not in ELSEWHERE or self._failed & shards or not (self.members or self._leasing):
             return [Abort(failure.text, worker, failure)]
         self._failed |= shards
         self._barred[worker] = failure.text
-        self._queue += [lost] if lost and not self._in_hand(lost) else []
         return [Release(worker, f"it failed: {failure.text}"), *self._dispatch()]
 
     def _late(self, worker: str) -> list[Instruction]:
@@ -236,18 +233,20 @@ class Fleet:
         if task is None or worker in self._slow:
             return []
         self._slow.add(worker)
+        self._smooth = False
         self._strikes[worker] += 1
-        if self.lacks(task) and not self._in_hand(task) and task not in self._queue:
-            self._queue.append(task)
         spare = f"worker {worker} was late {STRIKES} times and now gets work only if nobody else can do it"
         return [Notice(spare)] * (self._strikes[worker] == STRIKES) + self._dispatch()
 
     # -- who is asked -------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> list[Instruction]:
-        """Give idle members what is queued and still lacking."""
+        """Give idle members what nobody has in hand."""
         out: list[Instruction] = []
+        if self._smooth:
+            return out
         self._queue = [task for task in self._queue if self.lacks(task)]
+        self._queue += self._loose()
         for worker in self._idle():
             if not self._queue:
                 break
@@ -256,14 +255,26 @@ class Fleet:
             self._busy[worker] = task
         return out
 
-    def _idle(self) -> list[str]:
-        """Members without a task; those that were late too often only if there are no others."""
-        steady = [worker for worker in self.members if self._strikes[worker] < STRIKES]
-        return [worker for worker in steady or self.members if worker not in self._busy]
+    def _loose(self) -> list[Task]:
+        """Return what is neither queued nor computed in time: what late members have, as it is, and the rest cut."""
+        late = [task for worker, task in self._busy.items() if self.is_late(worker) and self.lacks(task)]
+        timely = [task for worker, task in self._busy.items() if not self.is_late(worker) and self.lacks(task)]
+        loose, found = self._open.difference(*map(_shards, self._queue + timely)), list[Task]()
+        for task in late:
+            if loose.issuperset(_shards(task)):
+                loose.difference_update(_shards(task))
+                found.append(task)
+        for start, stop in _runs(loose):
+            assert self._round is not None
+            cuts = _cuts(start, stop, len(self.members))
+            found += [replace(self._round, start=start, stop=stop) for start, stop in cuts]
+        return found
 
-    def _in_hand(self, task: Task) -> bool:
-        """Return whether a member that is not late computes just this."""
-        return any(other == task and worker not in self._slow for worker, other in self._busy.items())
+    def _idle(self) -> list[str]:
+        """Members without a task; those that were late too often only if all others are late again."""
+        late = {worker for worker in self._busy if self.is_late(worker)}
+        steady = [worker for worker in self.members if self._strikes[worker] < STRIKES and worker not in late]
+        return [worker for worker in steady or self.members if worker not in self._busy]
 
     def _of_round(self, task: Task) -> bool:
         return self._round is not None and replace(task, start=0, stop=self.shards) == self._round
@@ -272,6 +283,17 @@ class Fleet:
 def shares(workers: Sequence[str], shards: int) -> list[tuple[str, int, int]]:
     """Spread shards over workers: (worker, start, stop), contiguous, in their order, even to within one."""
     return [(worker, *cut) for worker, cut in zip(workers, _cuts(0, shards, len(workers)), strict=False)]
+
+
+def _shards(task: Task) -> range:
+    return range(task.start, task.stop)
+
+
+def _runs(shards: set[int]) -> list[tuple[int, int]]:
+    """Return the longest runs of consecutive shards, in order: [start, stop) of each."""
+    starts = sorted(shard for shard in shards if shard - 1 not in shards)
+    stops = sorted(shard + 1 for shard in shards if shard + 1 not in shards)
+    return list(zip(starts, stops, strict=True))
 
 
 def _sit(seats: list[str | None], worker: str) -> None:
@@ -290,8 +312,9 @@ def _cuts(start: int, stop: int, pieces: int) -> list[tuple[int, int]]:
 
 
 def _difference(worker: str, domain: Domain, wanted: Domain) -> str:
-    names = [name for name in wanted if domain.get(name) != wanted[name]]
-    found = ", ".join(f"{name} is {_short(domain.get(name))} and the run's {_short(wanted[name])}" for name in names)
+    names = [name for name in {**wanted, **domain} if domain.get(name) != wanted.get(name)]
+    pairs = ((name, _short(domain.get(name)), _short(wanted.get(name))) for name in names)
+    found = ", ".join(f"{name} is {its} and the run's {runs}" for name, its, runs in pairs)
     return f"Worker {worker} must be in the run's determinism domain, however its {found}"
 
 

@@ -39,7 +39,7 @@ class History(list[Record]):
 
 @dataclass(frozen=True)
 class Run:
-    """What observers may know of a run, and the state of record to copy or go back to."""
+    """What observers may know of a run, and the state of record; None beside a client whose driver is elsewhere."""
 
     id: str
     workers: Sequence[str]
@@ -50,7 +50,7 @@ class Run:
     rounds_per_epoch: int
     epochs: int | None
     max_rounds: int | None
-    state: TrainState = field(repr=False)
+    state: TrainState | None = field(repr=False)
     cursor: Cursor = field(repr=False)
     history: History = field(repr=False)
     #: returns a copy of all that is needed to go on from here: plain facts, and nested state with tensors
@@ -58,7 +58,16 @@ class Run:
 
 
 class Observer:
-    """Reads what happens; override any of the hooks. They run in the driver's thread."""
+    """Reads what happens; override any of the hooks. They run in the driver's thread.
+
+    Attributes
+    ----------
+    runs_on : str
+        "driver", or "client" for one that should stay beside the client if the driver is on the cluster; it then has
+        no `run.state`, and what it wishes is not asked for.
+    """
+
+    runs_on: Literal["driver", "client"] = "driver"
 
     def stage(self, text: str) -> None:
         """Do something when the run passes to another stage, or a worker joins, leaves or is refused."""
@@ -140,6 +149,7 @@ class EarlyStopping(Observer):
         value = math.inf if math.isnan(value) else value
         if value < self._least - self.min_delta or self.best_epoch is None:
             self._least, self.best, self.best_epoch = value, record[self.monitor], record["epoch"]
+            assert self._run.state is not None
             self._snapshot = self._run.state.snapshot() if self.restore_best else None
         return bool(record["epoch"] - self.best_epoch >= self.patience)
 
@@ -169,6 +179,8 @@ class Log(Observer):
     every
         Whether to write epochs or rounds.
     """
+
+    runs_on = "client"
 
     def __init__(self, path: str | Path, every: Literal["epoch", "round"] = "epoch") -> None:
         self.path, self.every = Path(path), every
@@ -222,6 +234,7 @@ class Progress(Observer):
 
     #: seconds between updates of the running epoch, on a terminal and elsewhere
     _TERMINAL, _PLAIN = 0.2, 10.0
+    runs_on = "client"
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)

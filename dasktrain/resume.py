@@ -47,11 +47,11 @@ def identity(plan: Plan, state: TrainState, schedule_every: str) -> Facts:
     }
 
 
-def capture(run: Run, strategy: Strategy, observers: Sequence[Observer]) -> Facts:
+def capture(run: Run, state: TrainState, strategy: Strategy, observers: Sequence[Observer]) -> Facts:
     """Return a copy of all that changes while a run goes on, but for the rounds of its history."""
     epochs = [record for record in run.history if record["rounds"] == run.rounds_per_epoch]
     return {
-        "state": vars(run.state.snapshot()),
+        "state": vars(state.snapshot()),
         "cursor": vars(copy.copy(run.cursor)),
         "strategy": copy.deepcopy(strategy.state_dict()),
         "observers": [[type(observer).__name__, observer.state_dict()] for observer in observers],
@@ -131,9 +131,9 @@ class Saved:
                 f"{'; '.join(faults)}; give it those, or start anew without resume="
             )
 
-    def restore(self, run: Run, strategy: Strategy) -> None:
+    def restore(self, run: Run, state: TrainState, strategy: Strategy) -> None:
         """Put a run where the saved one was."""
-        run.state.restore(Snapshot(**self.tree["state"]))
+        state.restore(Snapshot(**self.tree["state"]))
         vars(run.cursor).update(vars(Cursor(**self.tree["cursor"])))
         strategy.load_state_dict(self.tree["strategy"])
         run.history[:] = self.tree["epochs"]

@@ -16,6 +16,7 @@ from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.objective import Measure
 from dasktrain.observe import Observer, Progress
 from dasktrain.plan import Partitioning, Shuffle
+from dasktrain.remote import launch
 from dasktrain.result import Result
 from dasktrain.state import MakeOptimizer, MakeScheduler
 from dasktrain.strategies import GradientAveraging, Strategy
@@ -122,6 +123,7 @@ class Trainer:
         window: int = 65_536,
         resume: str | None = None,
         determinism: Determinism = "strict",
+        driver: Literal["auto", "client", "cluster"] = "auto",
     ) -> Result:
         """Train on the workers of a cluster and return the trained model.
 
@@ -155,6 +157,11 @@ class Trainer:
         determinism
             ``"strict"``: workers whose bits would differ (another CPU kernel path, torch build or thread count) get
             no work, and are named. ``"off"``: they all do, and the result can depend on who computed what.
+        driver
+            Where rounds are driven. ``"client"``: in this process. ``"cluster"``: in a task on a worker; the run
+            outlives this process (:func:`dasktrain.attach` finds it again) and, with a :class:`dasktrain.Checkpoint`,
+            goes on from the newest one if that worker dies. Observers other than Progress and Log run there.
+            ``"auto"``: here, unless no worker can be reached from here.
 
         Returns
         -------
@@ -182,8 +189,14 @@ class Trainer:
         settings = Settings(
             epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism
         )
+        if driver not in ("auto", "client", "cluster"):
+            raise BadInput(f'driver must be "auto", "client" or "cluster", however it is {driver!r}')
         fitting = Fitting(self, data, validation, settings)
         with _wire(client) as wire:
+            if driver == "cluster" or (driver == "auto" and isinstance(wire, DaskWire) and not wire.reachable()):
+                if not isinstance(wire, DaskWire):
+                    raise BadInput(f'driver="cluster" must have a Dask cluster, however client is {wire}')
+                return launch(fitting, wire.client).result()
             stop = threading.Event()
             try:
                 return _in_thread(fitting.prepare(wire, stop).run, stop)

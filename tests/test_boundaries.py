@@ -30,9 +30,9 @@ LEVELS = (
         "trees",
         "data",
     ),
-    ("wire", "checkpoint", "observe"),
+    ("wire", "checkpoint", "observe", "relay"),
     ("driver", "coordinator", "resume", "checkpointer"),
-    ("", "trainer", "fitting", "result", "predict", "preflight"),
+    ("", "trainer", "fitting", "remote", "result", "predict", "preflight"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PURE = ("fleet", "events", "pace", "plan", "reduce")
@@ -82,7 +82,7 @@ def test_module_imports_from_its_own_level_or_below(module: str) -> None:
 
 def test_distributed_is_met_by_the_dask_wire_and_the_trainer_only() -> None:
     meeting = {module for module in MODULES if any(is_from(name, "distributed") for name in imports(module))}
-    assert meeting <= {"trainer", *(module for module in MODULES if module.startswith("wire."))}
+    assert meeting <= {"trainer", "remote", *(module for module in MODULES if module.startswith("wire."))}
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -70,8 +70,12 @@ class Cluster(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fleet = Fleet(1)
-        self.shards = 0
+        self.begins_anew(8, strict=True)
+
+    @precondition(lambda self: self.ended)
+    @rule(shards=st.integers(1, 12), strict=st.booleans())
+    def begins_anew(self, shards: int, strict: bool) -> None:
+        self.fleet, self.shards = Fleet(shards, HERE, strict), shards
         self.number = -1  # of the round under way
         self.open: set[int] = set()  # shards nobody has answered
         self.members: set[str] = set()
@@ -82,8 +86,9 @@ class Cluster(RuleBasedStateMachine):
         self.strikes: dict[str, int] = {}
         self.past: list[tuple[str, Task]] = []  # what may still be, or be again, on its way
         self.failures: set[int] = set()  # shards of this round that a worker raised for
-        self.domains: dict[str, Domain] = {}
         self.ended = False
+
+    running = precondition(lambda self: not self.ended)
 
     # -- what the driver does with instructions -------------------------------------------------------------------
 
@@ -133,13 +138,6 @@ class Cluster(RuleBasedStateMachine):
         return out
 
     # -- what happens ---------------------------------------------------------------------------------------------
-
-    @rule(shards=st.integers(1, 12), strict=st.booleans())
-    @precondition(lambda self: not self.shards)
-    def start(self, shards: int, strict: bool) -> None:
-        self.fleet, self.shards = Fleet(shards, HERE, strict), shards
-
-    running = precondition(lambda self: self.shards and not self.ended)
 
     @running
     @rule(worker=st.sampled_from("abcdefg"))
@@ -264,8 +262,8 @@ class Cluster(RuleBasedStateMachine):
         """The round is completed as long as one member stays and answers."""
         survivor = data.draw(st.sampled_from(sorted(self.members)))
         while self.open:
-            for worker in sorted(set(self.asked) - self.late - {survivor}):
-                self.passes_its_time(worker)
+            while others := sorted(set(self.asked) - self.late - {survivor}):
+                self.passes_its_time(others[0])
             assert survivor in self.asked
             self.has(survivor, self.asked[survivor])
 

@@ -5,13 +5,10 @@ nothing in between.
 """
 
 import contextlib
-import selectors
-import socket
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
@@ -25,14 +22,16 @@ from dasktrain.events import Answered, Domain, Event, Failed, Joined, Left, Read
 from dasktrain.messages import Failure, Kind, State, Task, decode_reply, encode_ask
 from dasktrain.shipping import pack
 from dasktrain.wire.channel import Channel
-from dasktrain.wire.leases import Leases
+from dasktrain.wire.inbox import Inbox
+from dasktrain.wire.leases import Leases, reach
 from dasktrain.wire.pins import unpin
 from dasktrain.wire.silence import expel_silent
 from dasktrain.wire.watch import Watch
 
 #: seconds between looks at whether a worker that holds something up is still heard of
 LOOK = 1.0
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+#: what other threads tell: events, and workers whose lease is attached
+News = Event | tuple[str, Channel, Domain]
 
 
 class DaskWire:
@@ -42,27 +41,24 @@ class DaskWire:
     ----------
     client
         A synchronous Client; left open.
+    run
+        Names the run; None: something random.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, run: str | None = None) -> None:
         if client.asynchronous:
             raise BadInput("client must be synchronous, however it is asynchronous; make one without asynchronous=True")
-        self.run = uuid.uuid4().hex[:12]
+        self.run = run or uuid.uuid4().hex[:12]
         self.workers: Sequence[str] = []
         self.threads = 1
-        self._client = client
+        self.client = client
         self._blocks: dict[Kind, list[Future]] = {}
         self._leases: Leases | None = None
         self._watch: Watch | None = None
         self._channels: dict[str, Channel] = {}
         self._asked: dict[str, float] = {}  # worker -> since when it has had its task
         self._state: State | None = None
-        self._news: SimpleQueue[Event | tuple[str, Channel, Domain]] = SimpleQueue()
-        self._selector = selectors.DefaultSelector()
-        self._bell, self._rung = socket.socketpair()  # rings for what other threads put into the news
-        for end in (self._bell, self._rung):
-            end.setblocking(False)
-        self._selector.register(self._rung, READ)
+        self._inbox: Inbox[News] | None = None
         self._closing = threading.Lock()
 
     # -- before the run -----------------------------------------------------------------------------------
@@ -71,23 +67,28 @@ class DaskWire:
         """Wait for a worker."""
         patience = seconds("timeouts.workers")
         try:
-            self._client.wait_for_workers(1, timeout=patience)
+            self.client.wait_for_workers(1, timeout=patience)
         except TimeoutError:
             raise AttachError(
                 f"The cluster must have a worker within {patience:g} s, however "
-                f"{self._client.scheduler.address} has none; start one with 'dask worker'"
+                f"{self.client.scheduler.address} has none; start one with 'dask worker'"
             ) from None
-        threads: dict[str, int] = self._client.nthreads()
+        threads: dict[str, int] = self.client.nthreads()
         self.workers = sorted(threads)
         self.threads = setting("threads") or min(threads.values())
+
+    def reachable(self) -> bool:
+        """Return whether connections can be opened from here to workers that are there, to one of them at least."""
+        workers = list(self.client.nthreads())
+        return not workers or bool(self.client.sync(reach, workers, self.client.connection_args))
 
     def compute(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks wherever Dask likes and gather their results."""
         with _quiet_graphs():
-            futures = self._client.compute(list(tasks))
+            futures = self.client.compute(list(tasks))
         try:
             self._await(futures)
-            results: list[Any] = self._client.gather(futures)
+            results: list[Any] = self.client.gather(futures)
         finally:
             _release(futures)
         return results
@@ -98,20 +99,20 @@ class DaskWire:
         for owner in sorted(set(owners)):
             mine = [number for number, name in enumerate(owners) if name == owner]
             with _quiet_graphs():
-                made = self._client.compute(
+                made = self.client.compute(
                     [tasks[number] for number in mine], workers=[owner], allow_other_workers=True
                 )
             futures.update(zip(mine, made, strict=True))
         self._blocks[kind] = [futures[number] for number in range(len(tasks))]
         self._await(self._blocks[kind])
-        self._client.run_on_scheduler(unpin, [future.key for future in self._blocks[kind]], gone=False)
+        self.client.run_on_scheduler(unpin, [future.key for future in self._blocks[kind]], gone=False)
         for future in self._blocks[kind]:
             if future.status == "error":
                 future.result()
-        fingerprints = self._client.map(attrgetter("fingerprint"), self._blocks[kind], pure=False)
+        fingerprints = self.client.map(attrgetter("fingerprint"), self._blocks[kind], pure=False)
         try:
             self._await(fingerprints)
-            found: list[str] = self._client.gather(fingerprints)
+            found: list[str] = self.client.gather(fingerprints)
         finally:
             _release(fingerprints)
         return found
@@ -119,7 +120,7 @@ class DaskWire:
     def _await(self, futures: Sequence[Future], timeout: float | None = None) -> None:
         """Wait until tasks have ended, giving up workers that have fallen silent."""
         deadline = None if timeout is None else monotonic() + timeout
-        with self._client.as_current():  # wait() asks for the current client, which need not be this one
+        with self.client.as_current():  # wait() asks for the current client, which need not be this one
             while True:
                 patience = LOOK if deadline is None else min(LOOK, deadline - monotonic())
                 with contextlib.suppress(TimeoutError):
@@ -127,24 +128,19 @@ class DaskWire:
                     return
                 if deadline is not None and monotonic() >= deadline:
                     return
-                self._client.sync(expel_silent, self._client.scheduler, self._client.rpc)
-                self._client.run_on_scheduler(unpin, [future.key for future in futures], gone=True)
+                self.client.sync(expel_silent, self.client.scheduler, self.client.rpc)
+                self.client.run_on_scheduler(unpin, [future.key for future in futures], gone=True)
 
     # -- members ------------------------------------------------------------------------------------------
 
     def attach(self, replica: bytes) -> None:
         """Watch who comes and goes; those that are here join."""
         keys = pack(dict, {kind: [future.key for future in futures] for kind, futures in self._blocks.items()})
-        self._watch = Watch(self._client, self._tell)
-        self._leases = Leases(self._client, self.run, replica, keys, lambda *attached: self._tell(attached), self._tell)
-        for worker in sorted(self._client.nthreads()):
-            self._tell(Joined(worker))
-
-    def _tell(self, news: Event | tuple[str, Channel, Domain]) -> None:
-        """Be told something by another thread."""
-        self._news.put(news)
-        with contextlib.suppress(OSError):  # full: it rings already; closed: nobody listens
-            self._bell.send(b"!")
+        self._inbox = inbox = Inbox[News]()
+        self._watch = Watch(self.client, inbox.tell)
+        self._leases = Leases(self.client, self.run, replica, keys, lambda *attached: inbox.tell(attached), inbox.tell)
+        for worker in sorted(self.client.nthreads()):
+            inbox.tell(Joined(worker))
 
     def lease(self, worker: str, task: Task) -> None:
         """Start to make a lease."""
@@ -165,7 +161,8 @@ class DaskWire:
         self._asked.pop(worker, None)
         channel = self._channels.pop(worker, None)
         if channel is not None:
-            self._selector.unregister(channel)
+            assert self._inbox is not None
+            self._inbox.forget(channel)
             channel.close()
 
     # -- rounds -------------------------------------------------------------------------------------------
@@ -189,56 +186,54 @@ class DaskWire:
         if channel is None:
             return  # its leaving is in the news
         assert self._state is not None
+        assert self._inbox is not None
         self._asked[worker] = monotonic()
         try:
             channel.post(*encode_ask(task, self._state))
             if not channel.flush():
-                self._selector.modify(channel, READ | WRITE, worker)
+                self._inbox.watch(worker, channel, writing=True)
         except OSError as error:
-            self._tell(self._lost(worker, error))
+            self._inbox.tell(self._lost(worker, error))
 
     def events(self, timeout: float) -> list[Event]:
         """Return what connections and other threads have to tell, as soon as there is something."""
-        events = self._heard()
-        for key, mask in self._selector.select(0 if events else timeout):
-            if key.fileobj is self._rung:
-                with contextlib.suppress(OSError):
-                    self._rung.recv(4096)
-            elif key.data in self._channels:
-                events += self._served(key.data, mask)
-        events += self._heard()
+        assert self._inbox is not None
+        events = self._heard(self._inbox)
+        for worker, readable, writable in self._inbox.wait(0 if events else timeout):
+            if worker in self._channels:
+                events += self._served(worker, readable, writable)
+        events += self._heard(self._inbox)
         if not events and not self._channels and self._watch is not None and self._watch.lost:
             raise SchedulerLost(
-                f"The scheduler must live as long as the run, however {self._client.scheduler.address} is gone and the "
+                f"The scheduler must live as long as the run, however {self.client.scheduler.address} is gone and the "
                 "workers with it; start the cluster again and resume from a checkpoint"
             )
         return events
 
-    def _heard(self) -> list[Event]:
+    def _heard(self, inbox: "Inbox[News]") -> list[Event]:
         """Return what other threads told."""
         events: list[Event] = []
-        with contextlib.suppress(Empty):
-            while True:
-                news = self._news.get_nowait()
-                if isinstance(news, tuple):
-                    worker, channel, domain = news
-                    channel.unblock()
-                    self._channels[worker] = channel
-                    self._selector.register(channel, READ, worker)
-                    events.append(Ready(worker, domain))
-                    continue
-                if isinstance(news, Left):
-                    self._forget(news.worker)
-                events.append(news)
+        for news in inbox.news():
+            if isinstance(news, tuple):
+                worker, channel, domain = news
+                channel.unblock()
+                self._channels[worker] = channel
+                inbox.watch(worker, channel)
+                events.append(Ready(worker, domain))
+                continue
+            if isinstance(news, Left):
+                self._forget(news.worker)
+            events.append(news)
         return events
 
-    def _served(self, worker: str, mask: int) -> list[Event]:
+    def _served(self, worker: str, readable: bool, writable: bool) -> list[Event]:
         """Send and receive what one connection is ready for."""
+        assert self._inbox is not None
         channel, events = self._channels[worker], list[Event]()
         try:
-            if mask & WRITE and channel.flush():
-                self._selector.modify(channel, READ, worker)
-            while mask & READ and (message := channel.poll()) is not None:
+            if writable and channel.flush():
+                self._inbox.watch(worker, channel)
+            while readable and (message := channel.poll()) is not None:
                 self._asked.pop(worker, None)
                 reply = decode_reply(*message)
                 events.append(Failed(worker, reply) if isinstance(reply, Failure) else Answered(worker, reply))
@@ -259,11 +254,7 @@ class DaskWire:
             ending = set(self._channels) - stuck
             for worker in list(self._channels):
                 self._drop(worker)
-            self._bell.close()
-            if self._rung.fileno() >= 0:
-                self._selector.unregister(self._rung)
-            self._rung.close()
-            if self._client.status == "running":
+            if self.client.status == "running":
                 self._end_leases(ending)
             for futures in self._blocks.values():
                 _release(futures)
@@ -271,17 +262,21 @@ class DaskWire:
             if self._watch is not None:
                 self._watch.close()
                 self._watch = None
+            if self._inbox is not None:
+                self._inbox.close()
+                self._inbox = None
 
     def _end_leases(self, workers: set[str]) -> None:
         """Wait for the leases of workers that answer; all others end once theirs come round to it."""
         if self._leases is None:
             return
         futures = self._leases.close()
-        here = self._client.nthreads()  # a lease whose worker is gone has ended, whatever Dask thinks
+        here = self.client.nthreads()  # a lease whose worker is gone has ended, whatever Dask thinks
         ending = [future for worker, future in futures.items() if worker in here and worker in workers]
         if ending:
             self._await(ending, seconds("timeouts.close"))
-        self._client.cancel(list(futures.values()))
+        self.client.cancel(list(futures.values()))
+        _release(list(futures.values()))
         self._leases = None
 
 

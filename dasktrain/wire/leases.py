@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
@@ -29,6 +30,8 @@ from dasktrain.wire.lease import Terms, lease, operation
 
 #: workers that are leased at once; the others wait their turn
 AT_ONCE = 64
+#: seconds in which a worker must take a connection to count as reachable
+REACH = 5.0
 
 
 class Leases:
@@ -76,6 +79,7 @@ class Leases:
         future = self._futures.pop(worker, None)
         if future is not None and self._client.status == "running":
             self._client.cancel([future])
+            future.release()
         self._interrupt(worker)
 
     def _interrupt(self, worker: str) -> None:
@@ -204,3 +208,17 @@ def versions() -> dict[str, str]:
         "torch": version("torch"),
         "dasktrain": version("dasktrain"),
     }
+
+
+async def reach(workers: list[str], connection_args: dict[str, Any]) -> bool:
+    """Return whether any of `workers` takes a connection."""
+
+    async def one(worker: str) -> None:
+        comm = await connect(worker, timeout=REACH, **connection_args)
+        comm.abort()
+
+    for attempt in asyncio.as_completed([one(worker) for worker in workers]):
+        with suppress(OSError):
+            await attempt
+            return True
+    return False

@@ -1,0 +1,145 @@
+"""What a driver on the cluster tells its client's observers, as plain messages."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from time import monotonic
+from typing import Any
+
+from dasktrain.observe import History, Observer, Record, Run
+from dasktrain.state import Cursor
+
+Message = dict[str, Any]
+#: seconds of rounds that are told at once
+PAUSE = 0.25
+#: what only the driver has
+NOT_TOLD = ("state", "cursor", "history", "capture")
+
+
+class Relay(Observer):
+    """Tell everything that happens in a run.
+
+    Parameters
+    ----------
+    attempt
+        Names the driver's life; one that is started anew has another.
+    tell
+        Called with each message: values that msgpack can carry.
+    """
+
+    def __init__(self, attempt: str, tell: Callable[[Message], None]) -> None:
+        self._attempt, self._tell = attempt, tell
+        self._count, self._at = 0, 0.0
+        self._rounds: list[Record] = []
+
+    def _say(self, **what: Any) -> None:
+        self._tell({"attempt": self._attempt, "number": self._count, **what})
+        self._count += 1
+
+    def stage(self, text: str) -> None:
+        """Tell the stage."""
+        self._flush()
+        self._say(stage=text)
+
+    def start(self, run: Run) -> None:
+        """Tell what is known of the run, and what was before a resume."""
+        told = {field.name: getattr(run, field.name) for field in fields(run) if field.name not in NOT_TOLD}
+        cursor = {"epoch": run.cursor.epoch, "round": run.cursor.round, "done": run.cursor.done}
+        self._say(start=told | {"workers": list(run.workers)}, cursor=cursor)
+        self._rounds = list(run.history.rounds)
+        self._flush(replayed=True)
+        for record in run.history:
+            self._say(past_epoch=record)
+
+    def round(self, record: Record) -> None:
+        """Tell rounds, a few at a time."""
+        self._rounds.append(record)
+        if monotonic() - self._at > PAUSE:
+            self._flush()
+
+    def epoch(self, record: Record) -> None:
+        """Tell an epoch."""
+        self._flush()
+        self._say(epoch=record)
+
+    def end(self) -> None:
+        """Tell what is left."""
+        self._flush()
+        self._say(end=True)
+
+    def _flush(self, replayed: bool = False) -> None:
+        if self._rounds:
+            self._say(**{"past_rounds" if replayed else "rounds": self._rounds})
+        self._rounds, self._at = [], monotonic()
+
+
+class Replay:
+    """Have observers see a run that a `Relay` tells of.
+
+    Attributes
+    ----------
+    history : History
+        As far as it was told.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+        self._seen: set[tuple[str, int]] = set()
+        self._started: Run | None = None
+        self._pending: Message | None = None  # a start whose past has not been told yet
+        self.history = History()
+
+    def play(self, message: Message) -> None:
+        """Take a message in; one that was taken before is passed over."""
+        place = message["attempt"], message["number"]
+        if place in self._seen:
+            return
+        self._seen.add(place)
+        if "start" in message:
+            self.end()
+            self.history, self._pending = History(), message
+        elif "past_rounds" in message:
+            self.history.rounds += message["past_rounds"]
+        elif "past_epoch" in message:
+            self.history.append(message["past_epoch"])
+        else:
+            self._begin()
+            self._play(message)
+
+    def _begin(self) -> None:
+        """Start observers once all that was before the run's start is known."""
+        message, self._pending = self._pending, None
+        if message is None:
+            return
+        past = History(list(self.history), self.history.rounds)
+        run = Run(**message["start"], state=None, cursor=Cursor(**message["cursor"]), history=past, capture=_nothing)
+        for observer in self._observers:
+            observer.start(run)
+        self._started = run
+
+    def _play(self, message: Message) -> None:
+        for record in message.get("rounds", ()):
+            self.history.rounds.append(record)
+            self._each("round", record)
+        if "epoch" in message:
+            self.history.append(message["epoch"])
+            self._each("epoch", message["epoch"])
+        if "stage" in message:
+            self._each("stage", message["stage"])
+        if "end" in message:
+            self.end()
+
+    def _each(self, hook: str, value: Any) -> None:
+        if self._started is not None or hook == "stage":
+            for observer in self._observers:
+                getattr(observer, hook)(value)
+
+    def end(self) -> None:
+        """End observers that were started."""
+        if self._started is not None:
+            for observer in self._observers:
+                observer.end()
+        self._started = None
+
+
+def _nothing() -> tuple[dict[str, Any], dict[str, Any]]:
+    return {}, {}
