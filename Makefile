@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench chaos clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,6 +32,9 @@ format: $(STAMP) ## put the code in shape
 
 bench: $(STAMP)  ## measure; writes JSON to benchmarks/results/
 	$(BIN)/python -m benchmarks
+
+chaos: $(STAMP)  ## break things, for half an hour; prints a table, writes JSON to benchmarks/results/
+	$(BIN)/python -m benchmarks.chaos
 
 clean:           ## remove the environment and everything that was made
 	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

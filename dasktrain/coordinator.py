@@ -1,6 +1,7 @@
 """Have every shard of a round computed, whatever becomes of the workers: the fleet decides, this carries it out."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,6 +79,8 @@ class Coordinator:
         deadline = started + seconds("timeouts.attach") + GRACE
         for event in self._wire.events(0):
             self._take(event)
+        if not self._fleet.members and not self._fleet.pending:
+            self._alone = started, "the data was in place"
         while self._fleet.pending or not self._fleet.members:
             for event in self._events(max(LOOK, deadline - monotonic())):
                 self._take(event)
@@ -111,15 +114,16 @@ class Coordinator:
     def _collect(self, started: float) -> list[Partial]:
         partials: list[Partial] = []
         first_answer: float | None = None
+        deadline = started + seconds("timeouts.round")
         self._carry_out(self._fleet.begin(self._next))
         while not self._fleet.complete:
             patience = self._paces[self._next.kind].patience(first_answer)
-            for event in self._events(self._until_late(patience)):
+            for event in self._events(min(self._until_late(patience), deadline - monotonic())):
                 if isinstance(event, Answered):
                     partials += self._used(event.worker, event.answer)
                     first_answer = first_answer or monotonic() - started
                 self._take(event)
-            if monotonic() - started > seconds("timeouts.round"):
+            if not self._fleet.complete and monotonic() >= deadline:
                 late = ", ".join(sorted(self._fleet.busy))
                 raise WorkerLost(
                     f"Every round must be answered within dasktrain.timeouts.round, {seconds('timeouts.round'):g} s, "
@@ -150,7 +154,7 @@ class Coordinator:
         """Return the seconds until the next worker is late."""
         waited = [monotonic() - self._since[worker] for worker in self._awaited()]
         if patience is None or not waited:
-            return seconds("timeouts.round")
+            return math.inf
         return max(0.0, patience - max(waited))
 
     def _late(self, patience: float | None) -> list[str]:
@@ -174,6 +178,8 @@ class Coordinator:
                 case Lease(worker, start, stop):
                     self._wire.lease(worker, replace(self._next, kind="train", start=start, stop=stop))
                 case Assign(worker, task) | ReAsk(worker, task) | BackUp(worker, task):
+                    if isinstance(instruction, BackUp):
+                        self._tell(f"worker {worker} backs up shards {task.start} to {task.stop - 1}, which are late")
                     self._since[worker] = monotonic()
                     self._wire.send(worker, task)
                 case Release(worker, reason):
