@@ -124,7 +124,7 @@ def _interval(every: str) -> tuple[int, int, float]:
     counted = re.fullmatch(r"\s*(\d+)\s*(round|epoch)s?\s*", every)
     try:
         amount = int(counted[1]) if counted else float(parse_timedelta(every))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, IndexError):
         amount = 0
     if amount <= 0:
         raise BadInput(f'every must be like "500 rounds", "1 epoch" or "10 min", however it is {every!r}')

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 from typing import Any
-from unittest import mock
 
 import fsspec
 

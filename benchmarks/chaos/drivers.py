@@ -102,9 +102,8 @@ def run(seed: int) -> dict[str, Any]:
             arguments = [url, address, str(chance.randint(1, 5)), str(rounds), str(steps)]
             command = [sys.executable, "-m", "benchmarks.chaos.drivers", *arguments]
             output = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            said = [
-                line.split() for line in output.stdout.splitlines() if line.startswith(("resumed", "done", "digest"))
-            ]
+            whole = output.stdout[: output.stdout.rfind("\n") + 1]  # it may have died in the middle of a line
+            said = [line.split() for line in whole.splitlines() if line.startswith(("resumed", "done", "digest"))]
             if output.returncode not in (0, -signal.SIGKILL) or not said:
                 raise RuntimeError(f"driver {kill} ended with {output.returncode}: {output.stderr[-2000:]}")
             resumed = int(said[0][1])
