@@ -105,7 +105,6 @@ class Fleet:
         """Start a round, `round` being all its shards, with the members that are not busy with an older one."""
         out = self._found()
         self._round, self._open, self._failed = round, set(range(self.shards)), set()
-        self._queue = []
         given = [(worker, replace(round, start=a, stop=b)) for worker, a, b in shares(self._idle(), self.shards)]
         self._busy |= dict(given)
         self._smooth = bool(given)
@@ -258,7 +257,7 @@ class Fleet:
     def _loose(self) -> list[Task]:
         """Return what is neither queued nor computed in time: what late members have, as it is, and the rest cut."""
         late = [task for worker, task in self._busy.items() if self.is_late(worker) and self.lacks(task)]
-        timely = [task for worker, task in self._busy.items() if not self.is_late(worker) and self.lacks(task)]
+        timely = [task for worker, task in self._busy.items() if not self.is_late(worker)]
         loose, found = self._open.difference(*map(_shards, self._queue + timely)), list[Task]()
         for task in late:
             if loose.issuperset(_shards(task)):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dasktrain.config import seconds
 from dasktrain.coordinator import GRACE, LOOK
 from dasktrain.errors import AttachError, Diverged, NonFinite, ReplicaError, WorkerLost
-from dasktrain.events import Joined, Left
+from dasktrain.events import Event, Joined, Left
 from dasktrain.messages import Failure, Partial, Task
 from dasktrain.pace import LEAST, TIMES
 from tests.scripted_wire import SHARDS, Running, Scripted, Takes
@@ -132,6 +132,13 @@ def test_a_backup_that_is_not_in_time_either_is_backed_up_from_when_it_was_asked
     assert running.wire.sent[3:] == [(LEAST, "b", (0, 1)), (2 * LEAST, "c", (0, 1))]
 
 
+def test_each_worker_is_late_when_its_own_time_is_over() -> None:
+    running = Running(Scripted("abcd", takes={"a": [0.1, inf], "b": [inf], "c": [inf]})).attach()
+    running.wire.agenda.add(0.5, Left("c", "it stopped"))
+    assert_sum_of_all(running.ask())
+    assert running.wire.sent[4:] == [(0.5, "a", (2, 3)), (LEAST, "d", (1, 2)), (0.5 + LEAST, "d", (2, 3))]
+
+
 def test_an_answer_to_an_older_round_is_not_used_and_its_worker_computes_again_afterwards() -> None:
     running = Running(Scripted("ab", takes={"a": [3.0], "b": [0.1, 0.1, 2.5]})).attach()
     for round in range(3):
@@ -207,6 +214,7 @@ def test_a_late_answer_with_the_same_bits_changes_nothing(when: str) -> None:
     for round in range(rounds):
         assert_sum_of_all(running.ask(round))
     assert running.wire.clock.now > 10.0
+    assert {*running.coordinator._digests} <= {*running.fleet.busy.values()}  # others are not kept
 
 
 @pytest.mark.parametrize("when", LATE_ANSWERS)
@@ -289,12 +297,19 @@ def test_nobody_is_waited_for_once_the_run_is_to_stop() -> None:
     assert_lost(running, 1.0, "however none did")
 
 
-def test_a_stop_while_nobody_is_there_is_heeded_soon() -> None:
+def test_a_stop_while_nobody_is_there_is_heeded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     running = Running(Scripted("a", takes={"a": [inf]})).attach()
     running.wire.agenda.add(1.0, Left("a", "it stopped"))
-    tell = running.told.append
-    running.coordinator._tell = lambda text: (running.stop.set(), tell(text))[1]  # once it is waited for somebody
-    assert_lost(running, 1.0, "however none did", within=LOOK)
+    events = running.wire.events
+
+    def stopping(timeout: float) -> list[Event]:
+        news = events(timeout)
+        if running.wire.clock.now > 10.0:
+            running.stop.set()
+        return news
+
+    monkeypatch.setattr(running.wire, "events", stopping)
+    assert_lost(running, 10.0, "however none did", within=LOOK + 0.01)
 
 
 def test_the_round_under_way_is_finished_although_the_run_is_to_stop() -> None:

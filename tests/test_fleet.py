@@ -197,6 +197,7 @@ for number in range(3):
         [*STRUCK[:-2], Slow("a")],
         [Notice("worker a was late 3 times and now gets work only if nobody else can do it")],
     ),
+    not_told_again=([*STRUCK, left("b"), 3, ready("c"), Slow("a")], [BackUp("c", part(0, 8, 3))]),
     not_told_before=([*STRUCK[:5], Slow("a")], []),
     it_is_not_asked=([*STRUCK, 3], [Assign("b", part(0, 8, 3))]),
     nor_for_what_another_lost=([*STRUCK, ready("c"), 3, left("c")], [gone("c")]),

@@ -254,8 +254,7 @@ class DaskWire:
             ending = set(self._channels) - stuck
             for worker in list(self._channels):
                 self._drop(worker)
-            if self.client.status == "running":
-                self._end_leases(ending)
+            self._end_leases(ending)
             for futures in self._blocks.values():
                 _release(futures)
             self._blocks = {}
@@ -263,6 +262,9 @@ class DaskWire:
                 self._watch.close()
                 self._watch = None
             if self._inbox is not None:
+                for news in self._inbox.news():
+                    if isinstance(news, tuple):  # attached too late to be used
+                        news[1].close()
                 self._inbox.close()
                 self._inbox = None
 
@@ -270,14 +272,15 @@ class DaskWire:
         """Wait for the leases of workers that answer; all others end once theirs come round to it."""
         if self._leases is None:
             return
-        futures = self._leases.close()
+        futures, self._leases = self._leases.close(), None
+        if self.client.status != "running":
+            return
         here = self.client.nthreads()  # a lease whose worker is gone has ended, whatever Dask thinks
         ending = [future for worker, future in futures.items() if worker in here and worker in workers]
         if ending:
             self._await(ending, seconds("timeouts.close"))
         self.client.cancel(list(futures.values()))
         _release(list(futures.values()))
-        self._leases = None
 
 
 def _release(futures: Sequence[Future]) -> None:

@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import dask.dataframe as dd
 import numpy as np
@@ -22,12 +23,15 @@ from tests.problems import PROBLEMS, expected
 
 
 @contextmanager
-def started(*command: str, path: Path | None = None) -> Iterator[None]:
-    """Run ``dask ...``, with a folder that shadows installed packages; end it afterwards."""
-    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+def started(*command: str, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Run ``dask ...`` with more in its environment; end it afterwards."""
     dask = str(Path(sys.executable).with_name("dask"))
     process = subprocess.Popen(
-        [dask, *command], env=environment, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [dask, *command],
+        env=os.environ | environment,
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         yield
@@ -41,29 +45,44 @@ def started(*command: str, path: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def hand_made(folder: Path, workers: list[Path | None], scheduler: Path | None = None) -> Iterator[Client]:
-    """Start a scheduler and workers; a path shadows packages of that process."""
+def hand_made(
+    folder: Path, workers: list[dict[str, str]], scheduler: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Client]:
+    """Start a scheduler and workers, each with more in its environment."""
     file = str(folder / "scheduler.json")
-    with started(
-        "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", file, "--host", "127.0.0.1", path=scheduler
+    with (
+        started(
+            "scheduler",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            file,
+            "--host",
+            "127.0.0.1",
+            environment=scheduler,
+        ),
+        ExitStack() as stack,
     ):
-        options = ("--scheduler-file", file, "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder))
-        from contextlib import ExitStack
-
-        with ExitStack() as stack:
-            for path in workers:
-                stack.enter_context(started("worker", *options, path=path))
-            with Client(scheduler_file=file, set_as_default=False, timeout=30) as client:
-                client.wait_for_workers(len(workers), timeout=60)
-                yield client
+        for environment in workers:
+            stack.enter_context(started_worker(folder, environment))
+        with Client(scheduler_file=file, set_as_default=False, timeout=30) as client:
+            client.wait_for_workers(len(workers), timeout=60)
+            yield client
 
 
-def shadow(folder: Path, **packages: str) -> Path:
-    """Return a folder in which each of `packages` is a module of the given source."""
+def started_worker(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> AbstractContextManager[None]:
+    """Start a worker of the scheduler that `hand_made` started in the same folder."""
+    options = ("--nthreads", "1", "--no-dashboard", "--local-directory", str(folder))
+    return started("worker", "--scheduler-file", str(folder / "scheduler.json"), *options, environment=environment)
+
+
+def shadow(folder: Path, **packages: str) -> dict[str, str]:
+    """Return the environment of a process in which each of `packages` is a module of the given source."""
     folder.mkdir()
     for name, source in packages.items():
         (folder / f"{name}.py").write_text(source)
-    return folder
+    return {"PYTHONPATH": str(folder)}
 
 
 ABSENT = "raise ModuleNotFoundError('not installed on the scheduler')"
@@ -73,7 +92,7 @@ def test_scheduler_needs_neither_torch_nor_dasktrain(tmp_path: Path) -> None:
     bare = shadow(tmp_path / "bare", torch=ABSENT, dasktrain=ABSENT)
     frame = pd.DataFrame({"x": np.arange(40.0), "y": ["a", "b"] * 20})
     frame.to_parquet(tmp_path / "rows.parquet")
-    with hand_made(tmp_path, [None, None], scheduler=bare) as client, client.as_current():
+    with hand_made(tmp_path, [{}, {}], scheduler=bare) as client, client.as_current():
         assert PROBLEMS[2].fit(client).digest == expected(PROBLEMS[2])
         table = dd.read_parquet(tmp_path / "rows.parquet")
         trainer = dt.Trainer(nn.Linear(1, 2), nn.CrossEntropyLoss(), torch.optim.SGD, observers=[])
@@ -112,5 +131,8 @@ def test_worker_with_another_torch_is_refused_by_name(tmp_path: Path) -> None:
     other = tmp_path / "other"
     (other / "torch-9.9.dist-info").mkdir(parents=True)
     (other / "torch-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
-    with hand_made(tmp_path, [other]) as client, pytest.raises(AttachError, match=r"torch .* on tcp://.* it is 9\.9"):
+    with (
+        hand_made(tmp_path, [{"PYTHONPATH": str(other)}]) as client,
+        pytest.raises(AttachError, match=r"torch .* on tcp://.* it is 9\.9"),
+    ):
         PROBLEMS[0].fit(client)
