@@ -28,7 +28,7 @@ def test_readme_block_runs(number: int, tmp_path: Path) -> None:
 
 
 def test_readme_has_blocks() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_tabular_example_reaches_its_goal_and_leaves_what_it_says(tmp_path: Path) -> None:
@@ -36,6 +36,12 @@ def test_tabular_example_reaches_its_goal_and_leaves_what_it_says(tmp_path: Path
     assert "equal, bit for bit" in printed
     made = {path.name for path in (tmp_path / "demo-output").iterdir()}
     assert made == {"data", "model", "history.csv", "learning-curve.png"}
+
+
+def test_survival_example_kills_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "02_survive.py", tmp_path)
+    assert printed.count("kill -9") == 4
+    assert "equal, bit for bit" in printed
 
 
 def test_every_example_has_a_test() -> None:
