@@ -23,7 +23,8 @@ class Checkpoint(Observer):
 
     Parameters, buffers, optimizer, scheduler, the strategy's and the observers' state, how far the run has come, its
     history, encoders, and fingerprints of plan and data. A copy is taken between two rounds and written beside the
-    rounds that follow, each checkpoint whole or not at all.
+    round that follows, each checkpoint whole or not at all. That round's end waits for it, so that never more than an
+    interval is lost.
 
     Parameters
     ----------
@@ -64,6 +65,7 @@ class Checkpoint(Observer):
     def round(self, record: Record) -> None:
         """Write if it is time, unless the epoch ends as well: what it ends with belongs to it."""
         assert self._run is not None
+        self._settle()  # or more than an interval could be lost
         if self._run.cursor.round < self._run.rounds_per_epoch and self._due(self._run.cursor):
             self._write(self._run)
 
