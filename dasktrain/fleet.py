@@ -66,7 +66,6 @@ class Fleet:
     _round: Task | None = None  # all shards of the round under way
     _open: set[int] = field(default_factory=set)  # shards that nobody has answered
     _queue: list[Task] = field(default_factory=list)  # what somebody must be asked for
-    _smooth: bool = True  # all of the round was asked for once and is in time
     _failed: set[int] = field(default_factory=set)  # shards of this round a worker raised for
 
     # -- what the driver asks ---------------------------------------------------------------------------------
@@ -107,9 +106,8 @@ class Fleet:
         self._round, self._open, self._failed = round, set(range(self.shards)), set()
         given = [(worker, replace(round, start=a, stop=b)) for worker, a, b in shares(self._idle(), self.shards)]
         self._busy |= dict(given)
-        self._smooth = bool(given)
-        out += [Assign(*each) for each in given]
-        return out + self._dispatch() + self._alone("no worker is attached")
+        self._queue = self._loose()  # all, if nobody is idle
+        return out + [Assign(*each) for each in given] + self._alone("no worker is attached")
 
     def take(self, event: Event) -> list[Instruction]:
         """Take an event in; return what must be done about it, in order."""
@@ -204,8 +202,10 @@ class Fleet:
         self._domains.pop(worker, None)
         self._slow.discard(worker)
         task = self._busy.pop(worker, None)
-        self._smooth &= task is None
-        return task if task is not None and self.lacks(task) else None
+        if task is None or not self.lacks(task):
+            return None
+        self._queue += self._loose()
+        return task
 
     def _answered(self, worker: str, task: Task) -> list[Instruction]:
         if self._busy.get(worker) == task:
@@ -232,21 +232,18 @@ class Fleet:
         if task is None or worker in self._slow:
             return []
         self._slow.add(worker)
-        self._smooth = False
         self._strikes[worker] += 1
+        self._queue += self._loose()
         spare = f"worker {worker} was late {STRIKES} times and now gets work only if nobody else can do it"
         return [Notice(spare)] * (self._strikes[worker] == STRIKES) + self._dispatch()
 
     # -- who is asked -------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> list[Instruction]:
-        """Give idle members what nobody has in hand."""
+        """Give idle members what is queued and still lacking."""
         out: list[Instruction] = []
-        if self._smooth:
-            return out
         self._queue = [task for task in self._queue if self.lacks(task)]
-        self._queue += self._loose()
-        for worker in self._idle():
+        for worker in self._idle() if self._queue else []:
             if not self._queue:
                 break
             task = self._queue.pop(0)

@@ -128,7 +128,8 @@ class DaskWire:
                     return
                 if deadline is not None and monotonic() >= deadline:
                     return
-                self.client.sync(expel_silent, self.client.scheduler, self.client.rpc)
+                silence = seconds("timeouts.silence")
+                self.client.sync(expel_silent, self.client.scheduler, self.client.rpc, silence)
                 self.client.run_on_scheduler(unpin, [future.key for future in futures], gone=True)
 
     # -- members ------------------------------------------------------------------------------------------

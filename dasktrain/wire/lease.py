@@ -23,11 +23,12 @@ from dasktrain.messages import Failure, Header, Task, decode_ask, encode_reply
 from dasktrain.shipping import run_packed
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
-from dasktrain.wire.silence import PATIENCE as SILENCE
 from dasktrain.wire.silence import expel_silent
 
 #: seconds between looks at whether an idle lease is still wanted, and at where a lost partition is being computed
 POLL = 0.2
+#: seconds between looks at whether a worker that keeps us waiting for a partition is still heard of
+LOOK = 1.0
 
 
 def operation(run: str) -> str:
@@ -45,6 +46,8 @@ class Terms:
         The worker it is for.
     patience : float
         Seconds to wait for the driver, and for a partition that is on no worker.
+    silence : float
+        Seconds without a heartbeat after which another worker whose partition is needed is given up.
     cache : int
         Bytes of other workers' partitions to keep.
     """
@@ -52,6 +55,7 @@ class Terms:
     run: str
     address: str
     patience: float
+    silence: float
     cache: int
 
 
@@ -203,8 +207,8 @@ class _Blocks:
     async def _gathered(self, holders: dict[Any, Any]) -> dict[Any, Any]:
         """Fetch from other workers; give up those that are silent, but not one that takes its time."""
         fetching = asyncio.ensure_future(gather_from_workers(holders, rpc=self._worker.rpc, who=self._worker.address))
-        while not (await asyncio.wait([fetching], timeout=SILENCE))[0]:
-            silent = await expel_silent(self._worker.scheduler, self._worker.rpc)
+        while not (await asyncio.wait([fetching], timeout=LOOK))[0]:
+            silent = await expel_silent(self._worker.scheduler, self._worker.rpc, self._terms.silence)
             if any(holder in silent for workers in holders.values() for holder in workers):
                 fetching.cancel()
                 return {}

@@ -118,18 +118,19 @@ class Leases:
         except Exception as error:
             if worker in self._channels:
                 self._channels.pop(worker).close()
-            self._tell(self._unusable(worker, error))
+            gone = isinstance(error, OSError)  # or is about to be
+            text = f"{type(error).__name__}: {error}" if gone else str(error)
+            self._tell(Left(worker, text) if gone else Refused(worker, text))
 
     def _submit(self, worker: str) -> None:
-        terms = Terms(self._run, worker, seconds("timeouts.attach"), parse_bytes(setting("cache")))
+        patience, silence = seconds("timeouts.attach"), seconds("timeouts.silence")
+        terms = Terms(self._run, worker, patience, silence, parse_bytes(setting("cache")))
         future = self._client.submit(
             run_packed_with,
             versions(),
             pack(lease, terms),
             key=f"dasktrain-lease-{self._run}-{worker}",
-            workers=[worker],
-            # Pinned, yet allowed elsewhere: a lease whose worker died then ends at once instead of waiting.
-            allow_other_workers=True,
+            workers=[worker],  # and no other, or it could be stolen; `end` cancels it if the worker goes
             pure=False,
             priority=100,
         )
@@ -156,7 +157,13 @@ class Leases:
 
     async def _connect(self, worker: str, deadline: float) -> socket.socket:
         """Have the worker's server hand a connection to its lease."""
-        comm = await connect(worker, timeout=_rest(deadline), deserialize=False, **self._client.connection_args)
+        try:
+            comm = await connect(worker, timeout=_rest(deadline), deserialize=False, **self._client.connection_args)
+        except OSError as error:
+            raise AttachError(
+                f"Worker {worker} must be reachable from the driver, however {type(error).__name__}: {error}; run the "
+                'driver where it can open connections to the workers, for example with driver="cluster"'
+            ) from error
         request: dict[str, Any] = {"op": operation(self._run), "run": self._run}
         if worker.startswith("inproc://"):
             ours, theirs = socket.socketpair()
@@ -184,17 +191,6 @@ class Leases:
             raise failed(failure, worker)
         domain: Domain = header["domain"]
         return domain
-
-    def _unusable(self, worker: str, error: Exception) -> Event:
-        if isinstance(error, OSError) and worker in self._client.nthreads():
-            return Refused(
-                worker,
-                f"Worker {worker} must be reachable from the driver, however {type(error).__name__}: {error}; run the "
-                'driver where it can open connections to the workers, for example with driver="cluster"',
-            )
-        if isinstance(error, OSError):
-            return Left(worker, f"{type(error).__name__}: {error}")
-        return Refused(worker, str(error))
 
 
 def _rest(deadline: float) -> float:

@@ -7,17 +7,15 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-#: seconds without a heartbeat after which a worker that holds something up is given up
-PATIENCE = 5.0
 #: seconds more for each worker: Dask spaces heartbeats so that they do not flood the scheduler
 SPACING = 0.02
-#: seconds a nanny has to end its worker and start another
-RESTART = 60.0
-#: restarts under way, which nobody waits for
-_restarts: set[asyncio.Task[None]] = set()
+#: seconds a nanny asks its worker to end before it kills it; one that woke up meanwhile would end its nanny as well
+MERCY = 0.05
+#: kills under way, which nobody waits for
+_kills: set[asyncio.Task[None]] = set()
 
 
-async def expel_silent(scheduler: Any, rpc: Any) -> list[str]:
+async def expel_silent(scheduler: Any, rpc: Any, patience: float) -> list[str]:
     """Have the scheduler take silent workers for dead, so that it computes what they held elsewhere.
 
     Their nannies, if they have any, start others in their place.
@@ -28,6 +26,8 @@ async def expel_silent(scheduler: Any, rpc: Any) -> list[str]:
         A client's or a worker's RPC to the scheduler.
     rpc
         Its pool of connections.
+    patience
+        Seconds without a heartbeat.
 
     Returns
     -------
@@ -37,16 +37,16 @@ async def expel_silent(scheduler: Any, rpc: Any) -> list[str]:
     workers = (await scheduler.identity(n_workers=-1))["workers"]
     heard = {address: worker["last_seen"] for address, worker in workers.items()}
     newest = max(heard.values(), default=0.0)  # on the scheduler's clock, which need not be ours
-    silent = [address for address, at in heard.items() if newest - at > PATIENCE + SPACING * len(heard)]
+    silent = [address for address, at in heard.items() if newest - at > patience + SPACING * len(heard)]
     for address in silent:
         await scheduler.unregister(address=address, stimulus_id=f"dasktrain-silent-{newest}", expected=True)
         if workers[address]["nanny"]:
-            restart = asyncio.create_task(_restart(rpc, workers[address]["nanny"]))
-            _restarts.add(restart)
-            restart.add_done_callback(_restarts.discard)
+            kill = asyncio.create_task(_kill(rpc, workers[address]["nanny"]))
+            _kills.add(kill)
+            kill.add_done_callback(_kills.discard)
     return silent
 
 
-async def _restart(rpc: Any, nanny: str) -> None:
+async def _kill(rpc: Any, nanny: str) -> None:
     with suppress(OSError):  # it went with its worker
-        await rpc(nanny).restart(timeout=RESTART, reason="dasktrain-silent")
+        await rpc(nanny).kill(timeout=MERCY, reason="dasktrain-silent")
