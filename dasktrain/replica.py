@@ -122,22 +122,23 @@ class Replica:
     def _trial(self) -> list[Tensor]:
         """Return the loss and gradients of made-up rows."""
         torch.default_generator.manual_seed(self.job.seed)
-        self._make_up_parameters()
-        self._buffers.load()
+        self._buffers.load()  # copies, which may be written to
+        self._make_up_values()
         self._module.train()
         sample = self.job.sample
         loss, _ = self._objective(self._module(*sample.inputs), sample.target, sample.weight)
         gradients = self.job.strategy.contribute(loss, self._trainable)
         return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
-    def _make_up_parameters(self) -> None:
-        """Have parameters that are the same at a run's start and when it is resumed."""
+    @torch.no_grad()
+    def _make_up_values(self) -> None:
+        """Put values into the module that are the same at a run's start and when it is resumed."""
         block = made_up(4099)
-        for view in self._parameters.layout.views(self._parameters.vector).values():
-            numbers = block.repeat(view.numel() // len(block) + 1)[: view.numel()].reshape(view.shape)
-            # Matrices that keep the scale of what goes through; vectors that could be variances or temperatures.
-            view.copy_(numbers / math.sqrt(view[:1].numel()) if view.dim() > 1 else 1 + numbers / 10)
-        self._parameters.load()
+        buffers = [buffer for buffer in self._module.buffers() if buffer.is_floating_point()]
+        for tensor in [*self._trainable, *buffers]:
+            numbers = block.repeat(tensor.numel() // len(block) + 1)[: tensor.numel()].reshape(tensor.shape)
+            # Matrices keep the scale of what goes through them; vectors may be variances or temperatures.
+            tensor.copy_(numbers / math.sqrt(tensor[:1].numel()) if tensor.dim() > 1 else 1 + numbers / 10)
 
     def _read(self, kind: Kind, partition: int) -> Block:
         """Read a partition and see that it is the one the run began with."""

@@ -65,6 +65,10 @@ def test_workers_that_join_are_leased(happened: list[Step], instructions: list[I
         [ready("a"), 0, Slow("a"), ready("b")],
         [Notice("worker b joined"), BackUp("b", part(0, 8))],
     ),
+    the_others_compute_what_came_in_the_meantime=(
+        [ready("ab"), 0, answered("b", 4, 8), left("a"), answered("a", 0, 4), 1, ready("c")],
+        [Notice("worker c joined"), ReAsk("c", part(0, 8, 1))],
+    ),
     all_are_late_with_an_older_round=(
         [*LATE, 1, Slow("b"), ready("c")],
         [Notice("worker c joined"), BackUp("c", part(0, 8, 1))],
@@ -122,6 +126,10 @@ def test_workers_that_cannot_be_used_are_let_go(happened: list[Step], instructio
     the_last_while_another_is_leased=([ready("a"), 0, Joined("b"), left("a")], [gone("a")]),
     that_other_as_well=([ready("a"), 0, Joined("b"), left("a"), left("b")], [gone("b"), Wait(gone("b").text)]),
     backed_up=([ready("ab"), 0, Slow("a"), answered("b", 4, 8), left("a")], [gone("a")]),
+    backed_up_by_one_that_answered_before_and_again=(
+        [ready("ab"), 0, Slow("a"), answered("b", 4, 8), answered("b", 4, 8), left("a")],
+        [gone("a")],
+    ),
     the_backup=([ready("ab"), 0, Slow("a"), answered("b", 4, 8), left("b")], [gone("b")]),
     the_backup_while_another_is_idle=(
         [ready("abc"), 0, Slow("a"), answered("b", 2, 5), answered("c", 5, 8), left("b")],
@@ -153,6 +161,14 @@ def test_what_is_lost_with_a_worker_is_asked_for_again(happened: list[Step], ins
     then_a_third_is_asked=(
         [ready("abc"), 0, answered("b", 2, 5), Slow("a"), Slow("b"), answered("c", 5, 8)],
         [BackUp("c", part(0, 2))],
+    ),
+    one_that_was_late_before_it_left_and_came_back=(
+        [*LATE[:-1], left("a"), LATE[-1], ready("a"), 1, answered("b", 4, 8, 1), Slow("a")],
+        [BackUp("b", part(0, 4, 1))],
+    ),
+    two_at_a_time=(
+        [ready("abcd"), 0, Slow("a"), Slow("b"), answered("c", 4, 6), answered("d", 6, 8)],
+        [BackUp("d", part(2, 4))],
     ),
     it_answers_before_it_is_backed_up=([ready("ab"), 0, Slow("a"), answered("a", 0, 4), answered("b", 4, 8)], []),
     it_answers_before_its_backup=([ready("ab"), 0, answered("b", 4, 8), Slow("a"), answered("a", 0, 4)], []),
@@ -198,6 +214,7 @@ for number in range(3):
         [Notice("worker a was late 3 times and now gets work only if nobody else can do it")],
     ),
     not_told_again=([*STRUCK, left("b"), 3, ready("c"), Slow("a")], [BackUp("c", part(0, 8, 3))]),
+    not_for_one_time_told_twice=([*STRUCK[:5], Slow("a"), Slow("a")], []),
     not_told_before=([*STRUCK[:5], Slow("a")], []),
     it_is_not_asked=([*STRUCK, 3], [Assign("b", part(0, 8, 3))]),
     nor_for_what_another_lost=([*STRUCK, ready("c"), 3, left("c")], [gone("c")]),
@@ -253,6 +270,10 @@ def test_who_was_late_three_times_is_asked_if_nobody_else_can(
     with_an_older_round=(
         [*LATE, 1, failed("a", 0, 4)],
         [Release("a", "it failed: too much")],
+    ),
+    with_an_older_round_and_another_with_the_same_shards=(
+        [*LATE, ready("c"), 1, failed("a", 0, 4), failed("b", 0, 4, 1)],
+        [Release("b", "it failed: too much")],
     ),
     one_that_left=([ready("ab"), 0, left("a"), failed("a", 0, 4)], []),
 )

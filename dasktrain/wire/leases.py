@@ -32,6 +32,8 @@ from dasktrain.wire.lease import Terms, lease, operation
 AT_ONCE = 64
 #: seconds in which a worker must take a connection to count as reachable
 REACH = 5.0
+#: seconds for a connection to a worker whose lease runs
+CONNECT = 15.0
 
 
 class Leases:
@@ -113,7 +115,7 @@ class Leases:
             channel.receive(_rest(deadline))  # the lease has taken over
             channel.send({"stage": asdict(task)}, self._first_message)
             domain = self._domain(worker, channel, deadline)
-            channel.receive(seconds("timeouts.attach"))  # its data is at hand
+            channel.receive()  # its data is at hand, however long that takes
             self._ready(worker, self._channels.pop(worker), domain)
         except Exception as error:
             if worker in self._channels:
@@ -158,7 +160,9 @@ class Leases:
     async def _connect(self, worker: str, deadline: float) -> socket.socket:
         """Have the worker's server hand a connection to its lease."""
         try:
-            comm = await connect(worker, timeout=_rest(deadline), deserialize=False, **self._client.connection_args)
+            comm = await connect(
+                worker, timeout=min(CONNECT, _rest(deadline)), deserialize=False, **self._client.connection_args
+            )
         except OSError as error:
             raise AttachError(
                 f"Worker {worker} must be reachable from the driver, however {type(error).__name__}: {error}; run the "
