@@ -28,6 +28,7 @@ def test_interrupt_that_kills_the_workers_leaves_the_result_so_far() -> None:
     ):
         pids, main = list(client.run(os.getpid).values()), threading.main_thread().ident
         assert main is not None
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
         def interrupt() -> None:
             for pid in pids:
@@ -35,7 +36,10 @@ def test_interrupt_that_kills_the_workers_leaves_the_result_so_far() -> None:
             signal.pthread_kill(main, signal.SIGINT)
 
         trainer = PROBLEMS[0].trainer([After(3, interrupt)])
-        result = trainer.fit(PROBLEMS[0].data, batch_size=50, max_rounds=100_000, client=client)
+        try:
+            result = trainer.fit(PROBLEMS[0].data, batch_size=50, max_rounds=100_000, client=client)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert result.ended == "interrupt"
         done = len(result.history.rounds)
         assert result.digest == PROBLEMS[0].fit(dt.LocalWire(), seed=0, max_rounds=done).digest
