@@ -68,7 +68,8 @@ def test_driver_on_the_cluster_gives_the_same_bits_and_shows_the_same(clean: Cli
     PROBLEM.trainer([here]).fit(PROBLEM.data, driver="client", **settings)  # type: ignore[arg-type]
     assert result.digest == expected(PROBLEM)
     assert beside.ends == 1
-    assert beside.stages[1:] == here.stages
+    stages = [[text for text in seen.stages if not text.startswith("worker ")] for seen in (beside, here)]
+    assert stages[0][1:] == stages[1]  # after where to find the run; whoever is late is of another run's making
     for told, seen in ((beside.rounds, here.rounds), (beside.epochs, here.epochs)):
         assert [record["loss"] for record in told] == [record["loss"] for record in seen]
     assert [record["loss"] for record in result.history.rounds] == [record["loss"] for record in here.rounds]
