@@ -73,7 +73,7 @@ class Relay(Observer):
 
 
 class Replay:
-    """Have observers see a run that a `Relay` tells of.
+    """Have observers see a run that a `Relay` tells of, in its order, whatever order its messages come in.
 
     Attributes
     ----------
@@ -83,17 +83,42 @@ class Replay:
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
-        self._seen: set[tuple[str, int]] = set()
+        self._attempt: str | None = None
+        self._over: set[str] = set()  # earlier attempts
+        self._next = 0  # number of the message to come
+        self._waiting: dict[int, Message] = {}  # those that came before it
         self._started: Run | None = None
         self._pending: Message | None = None  # a start whose past has not been told yet
         self.history = History()
 
     def play(self, message: Message) -> None:
         """Take a message in; one that was taken before is passed over."""
-        place = message["attempt"], message["number"]
-        if place in self._seen:
+        if message["attempt"] in self._over:
             return
-        self._seen.add(place)
+        if message["attempt"] != self._attempt:
+            self._over |= {self._attempt} if self._attempt is not None else set()
+            self._attempt, self._next, self._waiting = message["attempt"], 0, {}
+        if message["number"] >= self._next:
+            self._waiting[message["number"]] = message
+        self._proceed()
+
+    @property
+    def gap(self) -> bool:
+        """Whether messages are missing before some that came."""
+        return bool(self._waiting)
+
+    def skip(self) -> None:
+        """Go on without messages that nobody remembers."""
+        if self._waiting:
+            self._next = min(self._waiting)
+            self._proceed()
+
+    def _proceed(self) -> None:
+        while self._next in self._waiting:
+            self._take(self._waiting.pop(self._next))
+            self._next += 1
+
+    def _take(self, message: Message) -> None:
         if "start" in message:
             self.end()
             self.history, self._pending = History(), message

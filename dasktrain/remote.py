@@ -95,9 +95,14 @@ class RemoteRun:
     def progress(self) -> History:
         """Return the history so far, of as many rounds as the cluster remembers."""
         replay = Replay([])
+        self._remembered(replay)
+        return replay.history
+
+    def _remembered(self, replay: Replay) -> None:
+        """Play what the cluster remembers, and go on without what it does not."""
         for _, message in self._client.get_events(_topic(self.id)):
             replay.play(message)
-        return replay.history
+        replay.skip()
 
     def stop(self) -> None:
         """Ask it to end after the round under way; its result is that so far."""
@@ -127,6 +132,8 @@ class RemoteRun:
                 try:
                     ended = self.done
                     self._play(replay, messages, 0.0 if ended else LOOK)
+                    if replay.gap or ended:
+                        self._remembered(replay)
                     if ended:
                         break
                     if deadline is not None and monotonic() > deadline:
@@ -146,7 +153,7 @@ class RemoteRun:
         self._client.subscribe_topic(_topic(self.id), lambda event: messages.put(event[1]))
         try:
             for _, message in self._client.get_events(_topic(self.id)):
-                messages.put(message)  # some come twice, and in between; each has a number
+                messages.put(message)  # some come twice, in between, or not at all; each has a number
             yield messages
         finally:
             if self._client.status == "running":
