@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from time import monotonic
 
+import dask
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -33,8 +34,10 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     threads = set(threading.enumerate())
     children = set(multiprocessing.active_children())
     settings = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    scheduler = dask.config.get("scheduler", None)
     yield
     assert settings == (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
+    assert scheduler == dask.config.get("scheduler", None)
     deadline = monotonic() + PATIENCE
     for thread in set(threading.enumerate()) - threads:
         if thread.name.startswith("dasktrain") or not (shared or thread.name.startswith(LASTING)):

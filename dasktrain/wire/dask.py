@@ -9,12 +9,13 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
 import dask
 from dask.delayed import Delayed
-from distributed import Client, Future, wait
+from distributed import Client, Future
 
 from dasktrain.config import seconds, setting
 from dasktrain.errors import AttachError, BadInput, SchedulerLost, WireError
@@ -118,19 +119,27 @@ class DaskWire:
         return found
 
     def _await(self, futures: Sequence[Future], timeout: float | None = None) -> None:
-        """Wait until tasks have ended, giving up workers that have fallen silent."""
+        """Wait until tasks have ended, giving up workers that have fallen silent.
+
+        Not distributed.wait: it needs a current client, and making one current is not safe among threads.
+        """
         deadline = None if timeout is None else monotonic() + timeout
-        with self.client.as_current():  # wait() asks for the current client, which need not be this one
-            while True:
-                patience = LOOK if deadline is None else min(LOOK, deadline - monotonic())
-                with contextlib.suppress(TimeoutError):
-                    wait(futures, timeout=max(0.0, patience))
-                    return
+        ended: SimpleQueue[Future] = SimpleQueue()
+        for future in futures:
+            future.add_done_callback(ended.put)
+        waiting = len(futures)
+        while waiting:
+            patience = LOOK if deadline is None else min(LOOK, deadline - monotonic())
+            try:
+                ended.get(timeout=max(0.0, patience))
+                waiting -= 1
+                continue
+            except Empty:
                 if deadline is not None and monotonic() >= deadline:
                     return
-                silence = seconds("timeouts.silence")
-                self.client.sync(expel_silent, self.client.scheduler, self.client.rpc, silence)
-                self.client.run_on_scheduler(unpin, [future.key for future in futures], gone=True)
+            silence = seconds("timeouts.silence")
+            self.client.sync(expel_silent, self.client.scheduler, self.client.rpc, silence)
+            self.client.run_on_scheduler(unpin, [future.key for future in futures], gone=True)
 
     # -- members ------------------------------------------------------------------------------------------
 
