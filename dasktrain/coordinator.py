@@ -188,7 +188,7 @@ class Coordinator:
                 case Notice(text):
                     self._tell(text)
                 case Wait(reason):
-                    self._alone = monotonic(), reason
+                    self._alone = self._alone or (monotonic(), reason)  # the first reason, and since then
                     self._tell(f"waiting for a worker, since {reason}")
                 case Abort(reason, worker, failure):
                     raise failed(failure, worker) if failure is not None else AttachError(reason)
