@@ -68,8 +68,7 @@ def load_state(url: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise BadInput(
             f"A saved result must be at {url}, however it cannot be read ({type(error).__name__}: {error})"
         ) from error
-    # What dasktrain 0.1.0 saved has no seal.
-    whole = manifest.get("seal", _seal(manifest)) == _seal(manifest)
+    whole = manifest.get("seal") == _seal(manifest)
     if manifest.get("format") != FORMAT or not whole or hashlib.sha256(payload).hexdigest() != manifest.get("sha256"):
         raise BadInput(
             f"{url} must hold the bytes that were saved, however its digest or format differs; save it again"

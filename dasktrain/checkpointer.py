@@ -11,7 +11,7 @@ from dask.utils import parse_timedelta
 from dasktrain.checkpoint import Store
 from dasktrain.errors import BadInput
 from dasktrain.observe import Observer, Record, Run
-from dasktrain.resume import as_tensors, lines
+from dasktrain.resume import as_tensors
 from dasktrain.state import Cursor
 
 #: seconds that a failed run waits for its last checkpoint to be written
@@ -103,8 +103,8 @@ class Checkpoint(Observer):
 
     def _put(self, done: int, facts: dict[str, object], tree: dict[str, object], rounds: bytes) -> None:
         try:
-            plain, tensors = as_tensors(tree)
-            self._store.write(done, tensors | lines(rounds), {**facts, "tree": plain})
+            plain, tensors = as_tensors(tree, rounds)
+            self._store.write(done, tensors, {**facts, "tree": plain})
             self._store.prune(self.keep)
         except Exception as error:
             # A run of hours must not be lost to a full disk; the next checkpoint may get through.

@@ -60,11 +60,6 @@ class Coordinator:
         self._alone: tuple[float, str] | None = None  # since when there is no worker, and why
         self._digests: dict[Task, str] = {}  # of answers that another worker may still give
 
-    @property
-    def lenient(self) -> bool:
-        """Whether workers of any determinism domain compute."""
-        return not self._fleet.strict
-
     def attach(self, replica: bytes, epoch: int, round: int) -> None:
         """Lease the workers that are there and wait until they are ready, or clearly slower than the others.
 
@@ -169,8 +164,9 @@ class Coordinator:
 
     def _take(self, event: Event) -> None:
         self._carry_out(self._fleet.take(event))
-        computed = set(self._fleet.busy.values())
-        self._digests = {task: digest for task, digest in self._digests.items() if task in computed}
+        if self._digests:
+            computed = set(self._fleet.busy.values())
+            self._digests = {task: digest for task, digest in self._digests.items() if task in computed}
 
     def _carry_out(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
@@ -201,7 +197,7 @@ class Coordinator:
         if not self._fleet.lacks(task):
             self._compare(worker, answer)
             return []
-        if any(other == task and name != worker for name, other in self._fleet.busy.items()):
+        if self._fleet.is_doubled(worker, task):
             self._digests[task] = _digest(answer)
         return list(answer.partials)
 

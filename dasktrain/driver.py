@@ -78,9 +78,10 @@ class Driver:
     def _rounds(self) -> None:
         cursor = self.run.cursor
         try:
+            if cursor.round == self.plan.rounds:  # the run that is resumed was interrupted before it could
+                self._epoch()
             while not (reason := self._end()):
-                if cursor.round < self.plan.rounds:
-                    self._round()
+                self._round()
                 if cursor.round == self.plan.rounds and not self.stop.is_set():
                     self._epoch()
         except WorkerLost:  # Ctrl-C reaches a LocalCluster's workers as well

@@ -66,8 +66,6 @@ class Training:
     def run(self) -> Result:
         """Train, and close the wire."""
         try:
-            if self.driver.coordinator.lenient:
-                self.stage("determinism is off: any worker computes, and no other run need give these bits")
             self.stage(f"building replicas on {len(self.wire.workers)} workers")
             cursor = self.driver.run.cursor
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
@@ -93,6 +91,8 @@ class Fitting:
         """
         settings = self.settings
         saved = Saved.read(settings.resume) if settings.resume is not None else None
+        if settings.determinism == "off":
+            self._stage("determinism is off: any worker computes, and no other run need give these bits")
         self._stage("looking for workers")
         wire.open()
         shards = settings.shards or (saved.shards if saved else max(8, 1 << (len(wire.workers) - 1).bit_length()))

@@ -98,6 +98,10 @@ class Fleet:
         """Return whether a busy member is known to be slow, or has been since an older round."""
         return worker in self._slow or not self._of_round(self._busy[worker])
 
+    def is_doubled(self, worker: str, task: Task) -> bool:
+        """Return whether another member computes just what `worker` does; only what is late is asked for twice."""
+        return bool(self._slow) and any(other == task and name != worker for name, other in self._busy.items())
+
     # -- what happens -------------------------------------------------------------------------------------------
 
     def begin(self, round: Task) -> list[Instruction]:
@@ -273,7 +277,13 @@ class Fleet:
         return [worker for worker in steady or self.members if worker not in self._busy]
 
     def _of_round(self, task: Task) -> bool:
-        return self._round is not None and replace(task, start=0, stop=self.shards) == self._round
+        latest = self._round
+        return latest is not None and (task.round, task.epoch, task.kind, task.run) == (
+            latest.round,
+            latest.epoch,
+            latest.kind,
+            latest.run,
+        )
 
 
 def shares(workers: Sequence[str], shards: int) -> list[tuple[str, int, int]]:

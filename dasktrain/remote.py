@@ -22,7 +22,7 @@ from dasktrain.relay import Relay, Replay
 from dasktrain.result import Result
 from dasktrain.resume import Saved
 from dasktrain.shipping import by_value, pack, run_packed
-from dasktrain.wire.dask import DaskWire
+from dasktrain.wire.dask import DaskWire, quiet_graphs
 
 #: seconds between looks at whether a run has ended
 LOOK = 0.5
@@ -36,7 +36,7 @@ def launch(fitting: Fitting, client: Client) -> "RemoteRun":
     here = [observer for observer in fitting.trainer.observers if observer.runs_on == "client"]
     there = [observer for observer in fitting.trainer.observers if observer.runs_on == "driver"]
     sent = pack(_drive, run, _observed_by(fitting, there), dask.config.get("dasktrain", {}))
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+    with quiet_graphs():
         future = client.submit(run_packed, sent, key=_name(run), pure=False, retries=RETRIES)
     client.publish_dataset(future, name=_name(run))
     for observer in here:

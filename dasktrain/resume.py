@@ -42,20 +42,19 @@ def identity(plan: Plan, state: TrainState, schedule_every: str) -> Facts:
         "schedule_every": schedule_every,
         "optimizer": type(state.optimizer).__name__,
         "scheduler": type(state.scheduler).__name__,
-        "parameters": {name: [list(shape)] for name, shape in state.parameters.layout.shapes.items()},
+        "parameters": {name: list(shape) for name, shape in state.parameters.layout.shapes.items()},
         "frozen parameters": digest_of(frozen),
     }
 
 
 def capture(run: Run, state: TrainState, strategy: Strategy, observers: Sequence[Observer]) -> Facts:
     """Return a copy of all that changes while a run goes on, but for the rounds of its history."""
-    epochs = [record for record in run.history if record["rounds"] == run.rounds_per_epoch]
     return {
         "state": vars(state.snapshot()),
         "cursor": vars(copy.copy(run.cursor)),
         "strategy": copy.deepcopy(strategy.state_dict()),
         "observers": [[type(observer).__name__, observer.state_dict()] for observer in observers],
-        "epochs": epochs,
+        "epochs": [record for record in run.history if record["epoch"] < run.cursor.epoch],  # the finished ones
     }
 
 
@@ -153,14 +152,10 @@ class Saved:
             )
 
 
-def as_tensors(tree: Facts) -> tuple[Any, dict[str, Tensor]]:
-    """Turn a captured tree into plain values and tensors."""
-    return flatten(tree, "run")
-
-
-def lines(rounds: bytes) -> dict[str, Tensor]:
-    """Return lines of JSON as the tensor that `Saved.read` looks for."""
-    return {ROUNDS: torch.from_numpy(np.frombuffer(bytearray(rounds), dtype=np.uint8))}
+def as_tensors(tree: Facts, rounds: bytes) -> tuple[Any, dict[str, Tensor]]:
+    """Turn a captured tree, and rounds as lines of JSON, into plain values and tensors, as `Saved.read` wants them."""
+    plain, tensors = flatten(tree, "run")
+    return plain, tensors | {ROUNDS: torch.from_numpy(np.frombuffer(bytearray(rounds), dtype=np.uint8))}
 
 
 def _other_data(now: Mapping[Kind, Sequence[str]], was: Mapping[Kind, Sequence[str]]) -> list[str]:

@@ -265,13 +265,14 @@ def test_any_byte_that_changes_is_noticed_or_does_not_matter(tmp_path: Path) -> 
     assert newest(store) == 2
 
 
-def test_result_without_a_seal_is_still_read(tmp_path: Path) -> None:
+def test_checkpoint_without_a_seal_is_passed_over(tmp_path: Path) -> None:
     store, folder = Store(str(tmp_path)), Folder(str(tmp_path), 1)
     write(store, 1)
     manifest = json.loads(folder.read(MANIFEST))
     del manifest["seal"]
     folder.put(MANIFEST, json.dumps(manifest).encode())
-    assert newest(store) == 1
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(BadInput, match="there is none"):
+        store.newest()
 
 
 # -- before a run ---------------------------------------------------------------------------------------------------

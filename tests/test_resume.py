@@ -1,6 +1,7 @@
 """Stop anywhere, go on elsewhere: the digest and the history are those of a run that never stopped."""
 
 import json
+import threading
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -279,3 +280,34 @@ def test_history_of_rounds_is_the_same_object_the_result_has(url: str) -> None:
     result = fit(table(), epochs=2, resume=url)
     assert np.isfinite([record["loss"] for record in result.history.rounds]).all()
     assert len(result.history.rounds) == 6
+
+
+def test_a_run_interrupted_by_the_last_round_of_an_epoch_finishes_it_once_it_is_resumed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only then: what it recorded of the epoch when it ended is not the epoch's record."""
+
+    def run(*observers: dt.Observer, **other: Any) -> dt.Result:
+        return fit(table(), epochs=3, validation=table(20), observers=[*observers], **other)
+
+    stops: list[threading.Event] = []
+
+    class Interrupts(Watcher):
+        def round(self, record: dict[str, Any]) -> None:
+            if record["round"] == 2:
+                stops[0].set()
+
+    def in_this_thread(work: Any, stop: threading.Event) -> Any:
+        stops.append(stop)
+        return work()
+
+    whole = run()
+    with monkeypatch.context() as patch:
+        patch.setattr("dasktrain.trainer._in_thread", in_this_thread)
+        first = run(Interrupts(), dt.Checkpoint(url, "1 h"))
+    assert (first.ended, len(first.history.rounds), "valid_loss" in first.history[0]) == ("interrupt", 3, False)
+    again = run(dt.Checkpoint(url), resume=url, max_rounds=3)
+    assert (again.ended, timeless(again.history)) == ("max_rounds", timeless(whole.history[:1]))
+    last = run(resume=url)
+    assert last.digest == whole.digest
+    assert timeless(last.history) == timeless(whole.history)

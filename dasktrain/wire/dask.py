@@ -85,7 +85,7 @@ class DaskWire:
 
     def compute(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks wherever Dask likes and gather their results."""
-        with _quiet_graphs():
+        with quiet_graphs():
             futures = self.client.compute(list(tasks))
         try:
             self._await(futures)
@@ -99,7 +99,7 @@ class DaskWire:
         futures: dict[int, Future] = {}
         for owner in sorted(set(owners)):
             mine = [number for number, name in enumerate(owners) if name == owner]
-            with _quiet_graphs():
+            with quiet_graphs():
                 made = self.client.compute(
                     [tasks[number] for number in mine], workers=[owner], allow_other_workers=True
                 )
@@ -302,6 +302,6 @@ def _release(futures: Sequence[Future]) -> None:
         future.release()
 
 
-def _quiet_graphs() -> Any:
+def quiet_graphs() -> Any:
     """Let pandas and NumPy input travel in the graph, which is where Dask can recompute it from."""
     return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
