@@ -12,6 +12,11 @@ from distributed import Client, LocalCluster
 
 from tests.leftovers import assert_left, left_on
 
+# A cluster's processes are forked off one that has imported all this: importing it anew took half the time of all tests.
+# Processes that import it themselves are tested in cluster/test_processes.py, and by every example.
+multiprocessing.set_forkserver_preload(["dasktrain", "distributed.nanny", "pandas"])
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+
 PATIENCE = 10.0  # seconds for what a test started to end
 #: threads that libraries start once a process and never end
 LASTING = (

@@ -1,5 +1,6 @@
 """What a run could leave behind on a cluster."""
 
+import gc
 from threading import Event
 from time import monotonic
 
@@ -9,14 +10,15 @@ from distributed import Client
 def assert_left(client: Client, before: dict[str, object], patience: float = 10.0) -> None:
     """Assert that a cluster comes to hold what it held before."""
     deadline, tick = monotonic() + patience, Event()
-    while left_on(client) != before and monotonic() < deadline:
+    while (left := left_on(client)) != before and monotonic() < deadline:
         tick.wait(0.05)
-    assert left_on(client) == before
+    assert left == before, f"{left} is left, not {before}"
 
 
 def left_on(client: Client) -> dict[str, object]:
     """Return what a run could leave behind on a cluster."""
-    client.run(lambda: __import__("gc").collect())
+    gc.collect()  # a handle on a run that is in a cycle keeps its task
+    client.run(gc.collect)
 
     def of_worker(dask_worker: object) -> object:
         import threading

@@ -17,7 +17,7 @@ from tests.test_checkpoint_store import Contract, newest, write
 KEYS = {"key": "test", "secret": "test"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def settings() -> Iterator[dict[str, Any]]:
     """Run a server and return how s3fs reaches it, but for the keys."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
