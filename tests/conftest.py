@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 from tests.leftovers import assert_left, left_on
 
-# A cluster's processes are forked off one that has imported all this: importing it anew took half the time of all tests.
+# A cluster's processes are forked off one that has imported all this: importing it anew took half of all tests' time.
 # Processes that import it themselves are tested in cluster/test_processes.py, and by every example.
 multiprocessing.set_forkserver_preload(["dasktrain", "distributed.nanny", "pandas"])
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
