@@ -1,10 +1,17 @@
 """Train a torch model on a Dask DataFrame: exact gradients, the same bits on any number of workers."""
 
 from dasktrain import errors as errors
+from dasktrain import models as models
+from dasktrain import text as text
 from dasktrain.checkpointer import Checkpoint as Checkpoint
 from dasktrain.data.arrays import Arrays as Arrays
+from dasktrain.data.records import Records as Records
 from dasktrain.data.source import Schema as Schema
 from dasktrain.data.table import Table as Table
+from dasktrain.data.texts import Text as Text
+from dasktrain.estimators import LanguageModel as LanguageModel
+from dasktrain.estimators import Seq2Seq as Seq2Seq
+from dasktrain.estimators import TextClassifier as TextClassifier
 from dasktrain.objective import accuracy as accuracy
 from dasktrain.observe import EarlyStopping as EarlyStopping
 from dasktrain.observe import History as History
@@ -26,17 +33,24 @@ __all__ = [
     "EarlyStopping",
     "GradientAveraging",
     "History",
+    "LanguageModel",
     "LocalWire",
     "Log",
     "Observer",
     "Progress",
+    "Records",
     "RemoteRun",
     "Result",
     "Schema",
+    "Seq2Seq",
     "Table",
+    "Text",
+    "TextClassifier",
     "Trainer",
     "accuracy",
     "attach",
     "errors",
     "load",
+    "models",
+    "text",
 ]

@@ -7,13 +7,14 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from dask.delayed import Delayed
 from torch import nn
 
 from dasktrain import preflight
 from dasktrain.checkpointer import Checkpoint
 from dasktrain.coordinator import Coordinator
 from dasktrain.data.block import Batch
-from dasktrain.data.source import Encoding, Schema, Source, check_surveys, strata
+from dasktrain.data.source import Encoding, Schema, Source, Survey, check_surveys, strata
 from dasktrain.domain import pinned
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError
@@ -187,6 +188,7 @@ class Fitting:
             threads,
             next(prepared.samples(CANARY_ROWS)),
             prepared.fingerprints,
+            prepared.encoding.collate,
         )
 
 
@@ -197,25 +199,34 @@ class _Prepared:
         self.wire, self.data, self.validation = wire, fitting.data, fitting.validation
         self._stage: Callable[[str], None] = fitting._stage
         self._stage("reading the data once for statistics")
-        self._surveys = wire.compute(self.data.survey())
+        self.data = self.data.staged(wire.persist)
+        self._surveys = self._surveyed(self.data, "training")
         check_surveys(self._surveys, "training")
         self.encoding: Encoding = self.data.fit(self._surveys)
         if self.validation is not None:
-            self._valid_surveys = wire.compute(self.validation.survey())
-            self._valid_schema = self.validation.schema(self.encoding, self._valid_surveys)
+            self.validation = self.validation.staged(wire.persist)
+            self._valid_surveys = self._surveyed(self.validation, "validation")
+            self.validation.sample(self.encoding, self._valid_surveys, 1)  # refuses what does not fit
             check_surveys(self._valid_surveys, "validation", self.encoding.target)
+
+    def _surveyed(self, source: Source, name: str) -> list[Survey]:
+        """Survey a data set, and tell what will be left out of it."""
+        surveys: list[Survey] = self.wire.compute(source.survey())
+        cut, rows = (sum(getattr(survey, count) for survey in surveys) for count in ("cut", "rows"))
+        if cut:
+            self._stage(f"{cut:,} texts of {rows:,} rows of {name} are longer than they may be, and are cut")
+        return surveys
 
     def samples(self, rows: int) -> Iterator[Batch]:
         """Make up batches like those of training and of validation, for a first try."""
-        target = self.encoding.target
-        yield preflight.sample(self.encoding.schema, target, rows, getattr(self.data, "weight", None) is not None)
+        yield self.data.sample(self.encoding, self._surveys, rows)
         if self.validation is not None:
-            weighted = getattr(self.validation, "weight", None) is not None
-            yield preflight.sample(self._valid_schema, target, rows, weighted)
+            yield self.validation.sample(self.encoding, self._valid_surveys, rows)
 
     def make_plans(self, settings: Settings, shards: int) -> None:
         """Settle which rows each shard sees in each round, and how validation rows are read."""
         stratified = settings.partition == "stratified"
+        by_length = self.encoding.collate.by_length and not stratified  # sorted by length, classes would not be mixed
         self.plan = Plan(
             strata(self._surveys, self.encoding.target if stratified else None),
             shards,
@@ -224,22 +235,23 @@ class _Prepared:
             settings.partition,
             settings.shuffle,
             settings.window,
+            by_length,
         )
         self.plans: dict[Kind, Plan] = {"train": self.plan}
         if self.validation is not None:
             rows = strata(self._valid_surveys, None)
-            self.plans["evaluate"] = Plan(rows, shards, settings.batch_size, shuffle=False)
+            self.plans["evaluate"] = Plan(rows, shards, settings.batch_size, shuffle=False, by_length=by_length)
 
     def place(self) -> None:
         """Convert every partition on the worker that will read most of it."""
         self._stage("converting partitions on their workers")
         self.fingerprints: dict[Kind, list[str]] = {}
-        sources: dict[Kind, Source | None] = {"train": self.data, "evaluate": self.validation}
+        stratified = self.plan.partition == "stratified"
+        tasks: dict[Kind, list[Delayed]] = {"train": self.data.convert(self.encoding, self._surveys, stratified)}
+        if self.validation is not None:
+            tasks["evaluate"] = self.validation.convert(self.encoding, self._valid_surveys, stratified)
         for kind, plan in self.plans.items():
-            source = sources[kind]
-            assert source is not None
-            tasks = source.convert(self.encoding, self.plan.partition == "stratified")
-            self.fingerprints[kind] = self.wire.place(kind, tasks, self._owners(plan))
+            self.fingerprints[kind] = self.wire.place(kind, tasks[kind], self._owners(plan))
 
     def _owners(self, plan: Plan) -> list[str]:
         """Return for each partition the worker whose shards have most of its rows."""

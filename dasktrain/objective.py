@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dasktrain.data.block import Batch, scores
 from dasktrain.errors import ModelError
 
 #: what a loss or a metric may return: a mean over the rows, one value a row, or (sum, weight)
 Returned = Tensor | float | tuple[Tensor | float, Tensor | float]
-Measure = Callable[[Tensor, Tensor], Returned]
+Measure = Callable[[Any, Any], Returned]
 
 #: torch losses whose target is a class number and not of the output's shape
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
@@ -53,10 +54,11 @@ class Objective:
             self._loss.reduction = "none"
             self._row = torch.sum if loss.reduction == "batchmean" else torch.mean
 
-    def __call__(self, output: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the differentiable sum of the losses of all rows, and the sum of their weights (float64)."""
-        rows = len(target)
+        rows, target, weight = batch.rows, batch.target, batch.weight
         if self._builtin:
+            output = scores(output)
             target = self._aligned(output, target)
         returned = self._loss(output, target)
         if isinstance(returned, tuple):
@@ -102,16 +104,16 @@ class Objective:
             )
 
 
-def measure(metric: Measure, output: Tensor, target: Tensor) -> tuple[float, float]:
+def measure(metric: Measure, output: Any, batch: Batch) -> tuple[float, float]:
     """Return a metric's (sum, weight) over the rows; a scalar counts as a mean over them.
 
     Sample weights do not enter metrics.
     """
-    returned: Any = metric(output, target)
+    returned: Any = metric(output, batch.target)
     if isinstance(returned, tuple):
         total, weight = returned
         return float(total), float(weight)
-    rows, values = len(target), torch.as_tensor(returned, dtype=torch.float64)
+    rows, values = batch.rows, torch.as_tensor(returned, dtype=torch.float64)
     if values.ndim == 0:
         return float(values) * rows, float(rows)
     if len(values) != rows:
@@ -119,14 +121,20 @@ def measure(metric: Measure, output: Tensor, target: Tensor) -> tuple[float, flo
     return float(_rows(values, torch.mean).sum()), float(rows)
 
 
-def accuracy(output: Tensor, target: Tensor) -> Tensor:
+def detached(output: Any) -> Any:
+    """Return what a module returned, for metrics: a tensor without its history, anything else as it is."""
+    return output.detach() if isinstance(output, Tensor) else output
+
+
+def accuracy(output: Any, target: Tensor) -> Tensor:
     """Tell for each row whether the predicted class is the target's, (rows,).
 
     The largest of (rows, classes), or the sign of one logit, (rows,) or (rows, 1).
     """
+    output = scores(output)
     if output.ndim > 1 and output.shape[1] > 1:
-        return output.argmax(dim=1) == target
-    return (output.reshape(target.shape) > 0) == (target > 0.5)
+        return torch.eq(output.argmax(dim=1), target)
+    return torch.eq(output.reshape(target.shape) > 0, target > 0.5)
 
 
 def _summed(values: Tensor, shares: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:

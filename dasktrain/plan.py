@@ -6,8 +6,10 @@ within one card, and costs the same for the millionth round as for the first.
 """
 
 import hashlib
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from numbers import Integral
 from typing import Literal, TypeVar
 
@@ -20,10 +22,11 @@ Partitioning = Literal["block", "random", "stratified"]
 Shuffle = Literal["shard", "epoch", "global", False]
 Integers = NDArray[np.int64]
 Count = TypeVar("Count", int, Integers)
+Lengths = Callable[["Rows"], Integers]
 
 PARTITIONINGS = ("block", "random", "stratified")
 SHUFFLES = ("shard", "epoch", "global", False)
-_DEAL, _ORDER, _WINDOW, _GLOBAL, _TURN = range(5)  # what a stream of random numbers is for
+_DEAL, _ORDER, _WINDOW, _GLOBAL, _TURN, _LENGTH = range(6)  # what a stream of random numbers is for
 
 
 def dealt(cards: Count, hands: int, first: int) -> Count:
@@ -76,6 +79,9 @@ class Plan:
         every partition every epoch. ``False``: the order of the data.
     window
         Rows of a shard that are permuted together; also what a lease needs at hand at a time.
+    by_length
+        Whether rows of like length are read together: a window's rows are sorted by length, cut into what each round
+        reads of it, and the pieces are given to its rounds in a random order (in their own with ``shuffle=False``).
     """
 
     strata: Integers
@@ -85,6 +91,7 @@ class Plan:
     partition: Partitioning = "block"
     shuffle: Shuffle = "shard"
     window: int = 65_536
+    by_length: bool = False
     rows_per_class: Integers = field(init=False, repr=False)
     num_rows: int = field(init=False)
     #: shard -> ((epoch, window), rows of that window in order): the latest window each shard has read from
@@ -129,8 +136,11 @@ class Plan:
         seen = dealt(self.num_rows, self.rounds, round)
         return dealt(seen, self.shards, shard + 1) - dealt(seen, self.shards, shard)
 
-    def rows(self, epoch: int, round: int, shard: int) -> Rows:
-        """Return the rows of one shard in one round of an epoch, in the order they are read."""
+    def rows(self, epoch: int, round: int, shard: int, lengths: "Lengths | None" = None) -> Rows:
+        """Return the rows of one shard in one round of an epoch, in the order they are read.
+
+        ``lengths(rows)`` returns the length of each of some rows, (rows,); only a plan by length calls it.
+        """
         start, stop = self._cursor(round, shard), self._cursor(round + 1, shard)
         size = self._cursor(self.rounds, shard)
         windows = max(1, -(-size // self.window))
@@ -138,7 +148,7 @@ class Plan:
         window = _hand_of(start, size, windows)
         while start < stop:
             first = dealt(size, windows, window)
-            rows = self._window(epoch, shard, window, windows)
+            rows = self._window(epoch, shard, window, windows, lengths)
             piece = slice(start - first, stop - first)
             pieces.append(Rows(rows.partition[piece], rows.row[piece]))
             start, window = min(stop, first + len(rows)), window + 1
@@ -170,10 +180,14 @@ class Plan:
         before, through = dealt(edges, self.shards, shard), dealt(edges, self.shards, shard + 1)
         return np.diff(before), np.diff(through - before)
 
-    def _window(self, epoch: int, shard: int, window: int, windows: int) -> Rows:
+    def _window(self, epoch: int, shard: int, window: int, windows: int, lengths: "Lengths | None") -> Rows:
         key, rows = self._latest.get(shard, ((-1, -1), None))
         if rows is None or key != (epoch, window):
             rows = self._window_rows(epoch, shard, window, windows)
+            if self.by_length:
+                assert lengths is not None, "a plan by length must be told the lengths"
+                first = dealt(self._cursor(self.rounds, shard), windows, window)
+                rows = self._together(rows, lengths(rows), epoch, shard, first, window)
             self._latest[shard] = (epoch, window), rows
         return rows
 
@@ -198,6 +212,23 @@ class Plan:
             np.concatenate([piece.partition for piece in pieces])[order],
             np.concatenate([piece.row for piece in pieces])[order],
         )
+
+    def _together(self, rows: Rows, lengths: Integers, epoch: int, shard: int, first: int, window: int) -> Rows:
+        """Put rows of like length into the same piece: what one round reads of a window that begins at `first`."""
+
+        def cursor(round: int) -> int:
+            return self._cursor(round, shard)
+
+        rounds = range(self.rounds + 1)
+        begin, end = bisect_right(rounds, first, key=cursor) - 1, bisect_left(rounds, first + len(rows), key=cursor)
+        edges = np.clip([cursor(round) - first for round in range(begin, end + 1)], 0, len(rows))
+        pieces = [np.arange(start, stop) for start, stop in pairwise(edges.tolist())]
+        if self.shuffle:
+            order = self._rng(_LENGTH, epoch, shard, window).permutation(len(pieces))
+            pieces = [pieces[number] for number in order.tolist()]
+        sorted_ = np.empty(len(rows), dtype=np.int64)
+        sorted_[np.concatenate(pieces)] = np.argsort(lengths, kind="stable")
+        return Rows(rows.partition[sorted_], rows.row[sorted_])
 
     def _turn(self, epoch: int, label: int, shard: int) -> int:
         """Return a shard's turn among all to read a row of a class; those with a row more than others come first."""

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import dask
 import dask.array as da
+import dask.bag as db
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 
 from dasktrain.data.arrays import ArrayEncoding, as_features
-from dasktrain.data.block import tensors
+from dasktrain.data.block import batches, call, scores, unlabelled
+from dasktrain.data.labelled import LabelledEncoding
 from dasktrain.data.source import Encoding
 from dasktrain.data.table import TableEncoding, from_pandas
 from dasktrain.data.target import Labels
@@ -20,8 +22,8 @@ from dasktrain.errors import BadInput
 from dasktrain.shipping import pack, run_packed
 
 Kind = Literal["prediction", "probability"]
-#: rows per forward pass
-ROWS = 8192
+#: rows per forward pass, of a table and of texts
+ROWS, TEXTS = 8192, 64
 
 
 def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any:
@@ -32,16 +34,19 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
     module, encoding
         Of a training run.
     data
-        Dask or pandas DataFrame for a Table's, Dask or NumPy array for Arrays' encoding.
+        Dask or pandas DataFrame for a Table's, Dask or NumPy array for Arrays' encoding. For a Text's a DataFrame, a
+        Series or a Dask Bag of texts.
     kind
         ``"prediction"``: labels or numbers. ``"probability"``: one column a class, by softmax, or by the
         logistic function if the module has one output.
 
     Returns
     -------
-    dask.dataframe.Series, dask.dataframe.DataFrame or dask.array.Array
-        A Series or DataFrame with the index and partitions of `data`, or an array with its blocks.
+    dask.dataframe.Series, dask.dataframe.DataFrame, dask.array.Array or dask.bag.Bag
+        A Series or DataFrame with the index and partitions of `data`, an array with its blocks, or a Bag.
     """
+    if encoding.target is None:
+        raise BadInput("Predictions must be of labels or numbers, however this model's are neither; use generate")
     if kind == "probability" and not isinstance(encoding.target, Labels):
         raise BadInput("Probabilities must be of class labels, however the target is numeric; use predict")
     # One value in the graph: Dask moves it to each worker once, however many partitions there are.
@@ -50,11 +55,15 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
         if isinstance(data, pd.DataFrame | dd.DataFrame):
             raise BadInput(f"This model predicts for Dask and NumPy arrays, however it was given {type(data)}")
         return _over_array(shipped, encoding, data, kind)
-    if isinstance(data, pd.DataFrame):
+    assert isinstance(encoding, TableEncoding | LabelledEncoding)
+    texts = isinstance(encoding, LabelledEncoding)
+    if texts and isinstance(data, db.Bag):
+        return db.map_partitions(run_packed, pack(_predict_list), shipped, data)
+    if isinstance(data, pd.DataFrame) or (texts and isinstance(data, pd.Series)):
         data = from_pandas(data)
-    if not isinstance(data, dd.DataFrame):
-        raise BadInput(f"This model predicts for Dask and pandas DataFrames, however it was given {type(data)}")
-    assert isinstance(encoding, TableEncoding)
+    if not isinstance(data, dd.DataFrame) and not (texts and isinstance(data, dd.Series)):
+        kinds = "Bags, DataFrames and Series of texts" if texts else "Dask and pandas DataFrames"
+        raise BadInput(f"This model predicts for {kinds}, however it was given {type(data)}")
     encoding.check(data._meta)
     with dask.config.set({"optimization.tune.active": False}):
         return dd.map_partitions(
@@ -72,18 +81,17 @@ class _Predictor:
 
     def __init__(self, module: nn.Module, encoding: Encoding, kind: Kind) -> None:
         self._module, self.encoding, self._kind = module.eval(), encoding, kind
+        self._rows = TEXTS if encoding.collate.by_length else ROWS
 
     def __call__(self, partition: Any) -> Any:
         """Return labels, numbers or probabilities for a partition's rows."""
-        inputs = tensors(self.encoding.inputs(partition))
+        target = self.encoding.target
+        assert target is not None
+        at_once = batches(unlabelled(self.encoding.inputs(partition)), self.encoding.collate, self._rows)
         with torch.no_grad():
-            pieces = [self._module(*(part[start : start + ROWS] for part in inputs)) for start in _starts(inputs)]
-            output = torch.cat(pieces) if pieces else torch.empty(0, self.encoding.target.num_outputs)
-            return (
-                self._probabilities(output)
-                if self._kind == "probability"
-                else self.encoding.target.decode(output.float().numpy())
-            )
+            pieces = [scores(call(self._module, batch.inputs)) for batch in at_once]
+            output = torch.cat(pieces) if pieces else torch.empty(0, target.num_outputs)
+            return self._probabilities(output) if self._kind == "probability" else target.decode(output.float().numpy())
 
     @staticmethod
     def _probabilities(output: torch.Tensor) -> Any:
@@ -91,10 +99,6 @@ class _Predictor:
             return output.float().softmax(dim=1).numpy()
         positive = output.float().reshape(len(output)).sigmoid()
         return torch.stack([1 - positive, positive], dim=1).numpy()
-
-
-def _starts(inputs: Any) -> range:
-    return range(0, len(inputs[0]), ROWS)
 
 
 @lru_cache(maxsize=4)
@@ -109,8 +113,14 @@ def _predict_frame(shipped: bytes, partition: pd.DataFrame) -> Any:
     return _framed(predictor.encoding, predictor(partition), partition.index)
 
 
+def _predict_list(shipped: bytes, partition: Any) -> list[Any]:
+    found: list[Any] = np.asarray(_unpacked(shipped)(list(partition))).tolist()
+    return found
+
+
 def _framed(encoding: Encoding, values: Any, index: Any) -> Any:
     target = encoding.target
+    assert target is not None
     if np.ndim(values) > 1:
         names = target.values if isinstance(target, Labels) else target.names
         return pd.DataFrame(values, index=index, columns=list(names))
@@ -124,6 +134,7 @@ def _frame_meta(encoding: Encoding, kind: Kind, data: dd.DataFrame) -> Any:
 
 
 def _no_values(encoding: Encoding, kind: Kind) -> Any:
+    assert encoding.target is not None
     nothing = np.empty((0, encoding.target.num_outputs), dtype=np.float32)
     return nothing if kind == "probability" else encoding.target.decode(nothing)
 

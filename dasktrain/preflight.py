@@ -6,12 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dasktrain.data.block import Batch
-from dasktrain.data.source import Input, Schema
-from dasktrain.data.target import Labels, Target
-from dasktrain.domain import made_up
+from dasktrain.data.block import Batch, call
 from dasktrain.errors import DasktrainError, ModelError, PlanError
-from dasktrain.objective import Measure, Objective, measure
+from dasktrain.objective import Measure, Objective, detached, measure
 from dasktrain.plan import Plan
 from dasktrain.strategies import Strategy
 from dasktrain.vector import FlatParameters, trainable
@@ -46,17 +43,18 @@ def _try(
     plan: Plan,
     batch: Batch,
 ) -> None:
-    shapes = ", ".join(_shape(part) for part in batch.inputs)
+    named = batch.inputs.items() if isinstance(batch.inputs, dict) else [("", part) for part in batch.inputs]
+    shapes = ", ".join(f"{name} {_shape(part)}".strip() for name, part in named)
     FlatParameters(module)  # refuses a module without anything to train
     try:
-        output = module(*batch.inputs)
+        output = call(module, batch.inputs)
     except Exception as error:
-        if _needs_two_rows(module) and len(batch.target) == 1:
+        if _needs_two_rows(module) and batch.rows == 1:
             raise PlanError(_too_few_rows(plan)) from error
         raise ModelError(f"The model must accept inputs {shapes}, however {type(error).__name__}: {error}") from error
     found = f"output {_shape(output)} and target {_shape(batch.target)}"
     try:
-        total, _ = Objective(loss)(output, batch.target, batch.weight)
+        total, _ = Objective(loss)(output, batch)
         strategy.contribute(total, list(trainable(module).values()))
     except DasktrainError:
         raise
@@ -64,14 +62,14 @@ def _try(
         raise ModelError(f"The loss must accept {found}, however {type(error).__name__}: {error}") from error
     for name, metric in metrics.items():
         try:
-            measure(metric, output.detach(), batch.target)
+            measure(metric, detached(output), batch)
         except Exception as error:
             raise ModelError(f"Metric {name!r} must accept {found}, however {type(error).__name__}: {error}") from error
 
 
 def _shape(value: object) -> str:
     if not isinstance(value, Tensor):
-        return str(type(value))
+        return type(value).__name__
     reach = "" if value.is_floating_point() else f" from {int(value.min())} to {int(value.max())}"
     return f"{tuple(value.shape)} {value.dtype}{reach}"
 
@@ -87,29 +85,3 @@ def _too_few_rows(plan: Plan) -> str:
         f"Batch normalisation must have 2 rows in every shard of every round, however with {plan.num_rows} rows, "
         f"batch_size={plan.batch_size} and shards={plan.shards} a shard may have 1; {remedy}"
     )
-
-
-def sample(schema: Schema, target: Target, rows: int, weighted: bool) -> Batch:
-    """Make up a batch that is as wide, and whose integers are as large, as any of the data."""
-    return Batch(
-        inputs=tuple(
-            made_up(rows, *part.shape) if part.bounds is None else _integers(part, rows) for part in schema.inputs
-        ),
-        target=_sample_target(target, rows),
-        weight=torch.ones(rows, dtype=torch.float64) if weighted else None,
-    )
-
-
-def _integers(part: Input, rows: int) -> Tensor:
-    """Return (rows, ...) of the largest integers, every other one the smallest if that is below zero."""
-    assert part.bounds is not None
-    values = torch.tensor(part.bounds).sub(1).expand(rows, *part.shape).clone()
-    if part.least < 0:
-        values.view(-1)[::2] = part.least
-    return values
-
-
-def _sample_target(target: Target, rows: int) -> Tensor:
-    if isinstance(target, Labels):
-        return torch.full((rows,), target.num_outputs - 1)
-    return torch.zeros(rows) if target.flat else torch.zeros(rows, target.num_outputs)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from dasktrain.accumulate import Accumulator, Sum
 from dasktrain.buffers import FlatBuffers
-from dasktrain.data.block import Batch, Block, gather
+from dasktrain.data.block import Batch, Block, Collate, call, gather, lengths
 from dasktrain.domain import canary, digest_of_bits, facts, made_up, pinned
 from dasktrain.errors import DasktrainError, DataError, NonFinite
 from dasktrain.events import Domain
 from dasktrain.messages import Answer, Failure, Kind, Partial, State, Task
-from dasktrain.objective import Measure, Objective, measure
+from dasktrain.objective import Measure, Objective, detached, measure
 from dasktrain.plan import Plan, Rows, shard_seed
 from dasktrain.reduce import fold, subtrees
 from dasktrain.strategies import Strategy, Sums
@@ -50,6 +51,7 @@ class Job:
     threads: int
     sample: Batch
     fingerprints: Mapping[Kind, Sequence[str]]
+    collate: Collate
 
 
 #: (data set, partition number) -> block; what a lease must provide
@@ -106,7 +108,7 @@ class Replica:
         with suppress(Exception):  # what is wrong is told by the round that needs it
             for shard in range(task.start, task.stop):
                 place = task.epoch, task.round, shard
-                self._ahead[place] = self._rows_and_batch(*place)
+                self._ahead[place] = self._gathered("train", *place)
 
     def domain(self) -> Domain:
         """Compute a gradient of the user's module, and a little more, on numbers that are the same everywhere.
@@ -126,7 +128,7 @@ class Replica:
         self._make_up_values()
         self._module.train()
         sample = self.job.sample
-        loss, _ = self._objective(self._module(*sample.inputs), sample.target, sample.weight)
+        loss, _ = self._objective(call(self._module, sample.inputs), sample)
         gradients = self.job.strategy.contribute(loss, self._trainable)
         return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
@@ -151,10 +153,14 @@ class Replica:
             )
         return block
 
-    def _rows_and_batch(self, epoch: int, round: int, shard: int) -> tuple[Rows, Batch | None]:
-        """Return a shard's training rows and, if there are any, what they hold."""
-        rows = self.job.plans["train"].rows(epoch, round, shard)
-        return rows, gather(lambda partition: self._read("train", partition), rows) if len(rows) else None
+    def _gathered(self, kind: Kind, epoch: int, round: int, shard: int) -> tuple[Rows, Batch | None]:
+        """Return a shard's rows and, if there are any, what they hold."""
+
+        def read(partition: int) -> Block:
+            return self._read(kind, partition)
+
+        rows = self.job.plans[kind].rows(epoch, round, shard, lambda rows: lengths(read, rows))
+        return rows, gather(read, rows, self.job.collate) if len(rows) else None
 
     def _partials(self, task: Task, state: State) -> tuple[Partial, ...]:
         if self._latest != (task.kind, task.epoch, task.round):
@@ -180,13 +186,13 @@ class Replica:
     def _train(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
         """Add one shard's gradient to `into`."""
         place = task.epoch, task.round, shard
-        rows, batch = self._ahead.pop(place) if place in self._ahead else self._rows_and_batch(*place)
+        rows, batch = self._ahead.pop(place) if place in self._ahead else self._gathered("train", *place)
         if batch is None:
             return into
         self._buffers.load()  # every shard starts from the round's buffers
         torch.default_generator.manual_seed(shard_seed(self.job.seed, *place))
-        output = self._module(*batch.inputs)
-        loss, weight = self._objective(output, batch.target, batch.weight)
+        output = call(self._module, batch.inputs)
+        loss, weight = self._objective(output, batch)
         scalars = self._scalars(output, batch, loss, weight)
         if not math.isfinite(scalars.sum()):
             self._check_finite(scalars, f"epoch {task.epoch}, round {task.round}, shard {shard}", rows)
@@ -194,7 +200,7 @@ class Replica:
         places = self.sums.layout.places
         scalars[places["used"]] = [gradient is not None for gradient in gradients]
         if self._buffers.layout.size:
-            self._buffers.changes(torch.from_numpy(scalars[places["buffers"]]), len(batch.target))
+            self._buffers.changes(torch.from_numpy(scalars[places["buffers"]]), batch.rows)
         return self._accumulator.leaf(gradients, scalars, into)
 
     def _evaluate(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
@@ -204,12 +210,11 @@ class Replica:
         total: np.ndarray | None = None
         with torch.no_grad():
             for round in range(plan.rounds):
-                rows = plan.rows(0, round, shard)
-                if not len(rows):
+                rows, batch = self._gathered("evaluate", 0, round, shard)
+                if batch is None:
                     continue
-                batch = gather(lambda partition: self._read("evaluate", partition), rows)
-                output = self._module(*batch.inputs)
-                scalars = self._scalars(output, batch, *self._objective(output, batch.target, batch.weight))
+                output = call(self._module, batch.inputs)
+                scalars = self._scalars(output, batch, *self._objective(output, batch))
                 if not math.isfinite(scalars.sum()):
                     self._check_finite(scalars, f"validation after epoch {task.epoch}, shard {shard}", rows)
                 total = scalars if total is None else total + scalars
@@ -217,11 +222,11 @@ class Replica:
             return into
         return self._accumulator.leaf(None, total, into)
 
-    def _scalars(self, output: Tensor, batch: Batch, loss: Tensor, weight: Tensor) -> np.ndarray:
+    def _scalars(self, output: Any, batch: Batch, loss: Tensor, weight: Tensor) -> np.ndarray:
         scalars = np.zeros(self.sums.layout.size, dtype=np.float64)
-        scalars[:3] = float(loss.detach()), float(weight), len(batch.target)
+        scalars[:3] = float(loss.detach()), float(weight), batch.rows
         with torch.no_grad():
-            measured = [measure(metric, output.detach(), batch.target) for metric in self.job.metrics.values()]
+            measured = [measure(metric, detached(output), batch) for metric in self.job.metrics.values()]
         scalars[self.sums.layout.places["metrics"]] = [part for pair in measured for part in pair]
         return scalars
 

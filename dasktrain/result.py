@@ -1,5 +1,6 @@
 """What a run leaves: the trained module, how to feed it, and what happened."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +9,12 @@ from torch import Tensor, nn
 
 from dasktrain.checkpoint import load_state, save_state
 from dasktrain.data import encoding_from_json
-from dasktrain.data.source import Encoding, Schema
+from dasktrain.data.source import Encoding, Schema, Source
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError
+from dasktrain.evaluate import evaluate
+from dasktrain.generate import generate
+from dasktrain.objective import Measure
 from dasktrain.observe import History
 from dasktrain.predict import predict
 from dasktrain.state import TrainState, digest_of, named_state
@@ -80,7 +84,7 @@ class Result:
         ----------
         data
             Dask or pandas DataFrame with the columns trained on (others are ignored); Dask or NumPy array if
-            the model was trained on Arrays.
+            the model was trained on Arrays; also a Series or a Dask Bag of texts if it was trained on Text.
 
         Returns
         -------
@@ -92,6 +96,14 @@ class Result:
     def predict_proba(self, data: Any) -> Any:
         """Return the probability of each class for every row, lazily: one column a class, in sorted order."""
         return predict(self.model, self.encoding, data, "probability")
+
+    def generate(self, texts: Any, **settings: Any) -> Any:
+        """Go on with texts, or turn them into others, lazily; see :func:`dasktrain.generate.generate`."""
+        return generate(self.model, self.encoding, texts, **settings)
+
+    def evaluate(self, data: Source, metrics: Mapping[str, Measure]) -> dict[str, float]:
+        """Return the mean of each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
+        return evaluate(self.model, self.encoding, data, metrics)
 
     def save(self, url: str) -> None:
         """Write model, optimizer state, encoding and history to a directory (any fsspec URL), atomically."""

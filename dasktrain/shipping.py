@@ -81,6 +81,21 @@ def pack(function: Callable[..., Any], *bound: Any) -> bytes:
     return buffer.getvalue()
 
 
+def record_to_bytes(record: Any) -> bytes:
+    """Return a record's pickle, the same bytes for equal records of plain values."""
+    buffer = io.BytesIO()
+    pickler = cloudpickle.Pickler(buffer)
+    # Without references to what was seen before: whether two strings in a record are one object is a matter of chance.
+    pickler.fast = True
+    pickler.dump(record)
+    return buffer.getvalue()
+
+
+def record_from_bytes(pickled: bytes) -> Any:
+    """Return the record of which `record_to_bytes` made `pickled`."""
+    return pickle.loads(pickled)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Sends by value whatever lives in a module the workers are not expected to have."""
 

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dasktrain.plan import Plan, rows_only, shard_seed
+from dasktrain.plan import Plan, Rows, rows_only, shard_seed
 from dasktrain.state import digest
+
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 def reference_digest(
@@ -19,35 +21,59 @@ def reference_digest(
     y: np.ndarray,
     partitions: Sequence[int],
     build: Callable[[], nn.Module],
-    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    make_optimizer: MakeOptimizer,
     epochs: int,
     batch_size: int,
     shards: int = 8,
     seed: int = 0,
 ) -> str:
     """Train with cross entropy on X and y, cut into partitions of so many rows, and return the digest."""
+
+    def loss(model: nn.Module, rows: np.ndarray) -> tuple[Tensor, float]:
+        output = model(torch.from_numpy(X[rows]))
+        return F.cross_entropy(output, torch.from_numpy(y[rows]), reduction="none").sum(), len(rows)
+
+    plan = Plan(rows_only(partitions), shards, batch_size, seed)
+    return trained_digest(plan, build, make_optimizer, epochs, loss)
+
+
+def trained_digest(
+    plan: Plan,
+    build: Callable[[], nn.Module],
+    make_optimizer: MakeOptimizer,
+    epochs: int,
+    loss_of: Callable[[nn.Module, np.ndarray], tuple[Tensor, float]],
+    row_lengths: np.ndarray | None = None,
+) -> str:
+    """Train by a plan and return the digest.
+
+    ``loss_of(model, rows)`` returns the sum of losses of some rows of the data set, and of their weights.
+    """
+    seed, shards = plan.seed, plan.shards
     torch.manual_seed(seed)
     model = build().train()
     parameters, buffers = list(model.parameters()), list(model.buffers())
     optimizer = make_optimizer(parameters)
-    plan = Plan(rows_only(partitions), shards, batch_size, seed)
-    starts = np.concatenate([[0], np.cumsum(partitions)])
+    starts = np.concatenate([[0], np.cumsum(plan.strata.sum(axis=1))])
+
+    def lengths(rows: Rows) -> np.ndarray:
+        assert row_lengths is not None
+        return row_lengths[starts[rows.partition] + rows.row]
 
     def shard(number: int) -> list[Tensor] | None:
-        rows = plan.rows(epoch, round, number)
+        rows = plan.rows(epoch, round, number, lengths)
         if len(rows) == 0:
             return None
-        index = starts[rows.partition] + rows.row
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         torch.manual_seed(shard_seed(seed, epoch, round, number))
-        output = model(torch.from_numpy(X[index]))
-        loss = F.cross_entropy(output, torch.from_numpy(y[index]), reduction="none").sum()
+        loss, weight = loss_of(model, starts[rows.partition] + rows.row)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         used = torch.tensor([gradient is not None for gradient in found], dtype=torch.float64)
         changes = [buffer.double() - value.double() for buffer, value in zip(buffers, before, strict=True)]
-        return [used, *gradients, *(change * len(rows) for change in changes)]
+        weights = torch.tensor([float(weight)], dtype=torch.float64)
+        return [weights, used, *gradients, *(change * len(rows) for change in changes)]
 
     def node(start: int, stop: int) -> list[Tensor] | None:
         if stop - start == 1:
@@ -65,10 +91,10 @@ def reference_digest(
             before = [buffer.clone() for buffer in buffers]
             total = node(0, shards)
             assert total is not None
-            used, *sums = total
+            weights, used, *sums = total
             rows = float(plan.rows_of_round(round))
             for parameter, gradient, shards_using_it in zip(parameters, sums, used, strict=False):
-                parameter.grad = gradient / rows if shards_using_it else None
+                parameter.grad = gradient / float(weights) if shards_using_it else None
             optimizer.step()
             for buffer, value, change in zip(buffers, before, sums[len(parameters) :], strict=True):
                 buffer.copy_(value.double() + change / rows)

@@ -38,7 +38,7 @@ def fitted(data: dt.Arrays) -> ArrayEncoding:
 
 
 def blocks(data: dt.Arrays, by_class: bool = False) -> list[Block]:
-    return list(dask.compute(*data.convert(fitted(data), by_class), scheduler="sync"))
+    return list(dask.compute(*data.convert(fitted(data), [], by_class), scheduler="sync"))
 
 
 def joined(found: list[Block]) -> Block:
@@ -57,7 +57,7 @@ def test_rows_stay_together_under_any_chunks(rows: int, columns: int, targets: i
         da.from_array(WEIGHT, chunks=weights),
     )
     found = blocks(data)
-    assert [block.num_rows for block in found] == list(data.X.chunks[0])
+    assert [len(block.inputs[0]) for block in found] == list(data.X.chunks[0])
     whole = joined(found)
     np.testing.assert_array_equal(whole.inputs[0], X.astype(np.float32))
     np.testing.assert_array_equal(whole.target, Y)

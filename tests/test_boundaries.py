@@ -29,10 +29,23 @@ LEVELS = (
         "config",
         "trees",
         "data",
+        "models",
     ),
     ("wire", "checkpoint", "observe", "relay"),
     ("driver", "coordinator", "resume", "checkpointer"),
-    ("", "trainer", "fitting", "remote", "result", "predict", "preflight"),
+    (
+        "",
+        "trainer",
+        "fitting",
+        "remote",
+        "result",
+        "predict",
+        "preflight",
+        "evaluate",
+        "generate",
+        "text",
+        "estimators",
+    ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PURE = ("fleet", "events", "pace", "plan", "reduce")

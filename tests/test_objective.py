@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dasktrain.data.block import Batch
 from dasktrain.errors import ModelError
 from dasktrain.objective import Objective, accuracy, measure
 
@@ -19,6 +20,10 @@ ROWS, CLASSES, PIXELS = 12, 4, 3
 cuts = st.lists(st.integers(0, ROWS), max_size=4).map(lambda inner: [0, *sorted(inner), ROWS])
 quick = settings(max_examples=10, deadline=None)
 random = torch.Generator().manual_seed(1)
+
+
+def batch(target: Tensor, weight: Tensor | None = None) -> Batch:
+    return Batch((), target, weight, len(target))
 
 
 def normal(*shape: int) -> Tensor:
@@ -88,7 +93,9 @@ def in_shards(
     """Sum an objective over the rows cut into shards: (sum, weight)."""
     objective = Objective(loss)
     parts = [
-        objective(output[a:b], target[a:b], None if weight is None else weight[a:b]) for a, b in pairwise(at) if a < b
+        objective(output[a:b], batch(target[a:b], None if weight is None else weight[a:b]))
+        for a, b in pairwise(at)
+        if a < b
     ]
     total = torch.stack([part for part, _ in parts]).sum()
     return total, torch.stack([denominator for _, denominator in parts]).sum()
@@ -111,12 +118,12 @@ def test_shards_add_up_to_torchs_mean_and_gradient(loss: Any, output: Tensor, ta
 
 def test_weight_is_exact_in_float64_and_the_loss_is_left_as_it_was() -> None:
     loss = nn.CrossEntropyLoss(CLASS_WEIGHTS)
-    _, weight = Objective(loss)(LOGITS, labels(ROWS), None)
+    _, weight = Objective(loss)(LOGITS, batch(labels(ROWS), None))
     assert (weight.dtype, loss.reduction) == (torch.float64, "mean")
 
 
 def test_shard_of_ignored_rows_adds_nothing() -> None:
-    total, weight = Objective(nn.CrossEntropyLoss())(LOGITS, torch.full((ROWS,), -100), None)
+    total, weight = Objective(nn.CrossEntropyLoss())(LOGITS, batch(torch.full((ROWS,), -100), None))
     assert (total.item(), weight.item()) == (0.0, 0.0)
 
 
@@ -124,7 +131,7 @@ def test_shard_of_ignored_rows_adds_nothing() -> None:
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.BCEWithLogitsLoss()])
 def test_single_column_of_output_meets_a_flat_target_of_any_dtype(loss: Any, target: Tensor) -> None:
     output = torch.tensor([[0.1], [0.2], [0.3]])
-    total, weight = Objective(loss)(output, target, None)
+    total, weight = Objective(loss)(output, batch(target, None))
     torch.testing.assert_close(total / weight, loss(output[:, 0], target.float()), check_dtype=False)
 
 
@@ -152,7 +159,7 @@ def test_sample_weights_make_a_weighted_mean_over_rows(loss: Any, at: list[int])
 @pytest.mark.parametrize("output", [LOGITS, DENSE], ids=["rows", "dense"])
 def test_sample_weights_multiply_class_weights_in_sum_and_denominator(output: Tensor) -> None:
     target = CROSS_ENTROPY_TARGET if output.ndim == 2 else labels(ROWS, PIXELS, ignored=-100)
-    total, weight = Objective(nn.CrossEntropyLoss(CLASS_WEIGHTS))(output, target, WEIGHTS)
+    total, weight = Objective(nn.CrossEntropyLoss(CLASS_WEIGHTS))(output, batch(target, WEIGHTS))
     values = F.cross_entropy(output, target, CLASS_WEIGHTS, reduction="none").double()
     shares = CLASS_WEIGHTS.double()[target.clamp(min=0)] * (target >= 0)
     weights = WEIGHTS.reshape(-1, *[1] * (target.ndim - 1))
@@ -163,7 +170,9 @@ def test_sample_weights_multiply_class_weights_in_sum_and_denominator(output: Te
 @cases
 def test_weights_of_one_change_nothing(loss: Any, output: Tensor, target: Tensor) -> None:
     ones = torch.ones(ROWS, dtype=torch.float64)
-    torch.testing.assert_close(Objective(loss)(output, target, ones), Objective(loss)(output, target, None))
+    torch.testing.assert_close(
+        Objective(loss)(output, batch(target, ones)), Objective(loss)(output, batch(target, None))
+    )
 
 
 # -- callables of the user --------------------------------------------------------------------------------------
@@ -193,7 +202,7 @@ def test_sample_weights_are_refused_without_a_value_a_row(returning: str) -> Non
     with pytest.raises(
         ModelError, match=f"must return one value a row, however it returned {re.escape(returning)}; use "
     ):
-        Objective(RETURNING[returning])(VALUES, VALUES, WEIGHTS)
+        Objective(RETURNING[returning])(VALUES, batch(VALUES, WEIGHTS))
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(reduction="sum"), nn.CrossEntropyLoss(reduction="sum")])
@@ -209,7 +218,7 @@ def test_loss_that_sums_is_refused(loss: Any) -> None:
 )
 def test_shapes_that_torch_would_broadcast_are_refused(output: tuple[int, ...], target: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match="MSELoss must compare equal shapes, however the model's output is"):
-        Objective(nn.MSELoss())(torch.zeros(output), torch.zeros(target), None)
+        Objective(nn.MSELoss())(torch.zeros(output), batch(torch.zeros(target), None))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +231,7 @@ def test_shapes_that_torch_would_broadcast_are_refused(output: tuple[int, ...], 
 )
 def test_loss_that_returns_something_else_is_refused(returned: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        Objective(lambda output, target: returned)(VALUES, VALUES, None)
+        Objective(lambda output, target: returned)(VALUES, batch(VALUES, None))
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------
@@ -241,12 +250,12 @@ def test_loss_that_returns_something_else_is_refused(returned: Any, message: str
     ids=["mean", "float", "integers", "booleans", "several a row", "pair"],
 )
 def test_metric_is_a_sum_and_a_weight(returned: Any, expected: tuple[float, float]) -> None:
-    assert measure(lambda output, target: returned, VALUES, VALUES) == expected
+    assert measure(lambda output, target: returned, VALUES, batch(VALUES)) == expected
 
 
 def test_metric_with_values_for_other_than_the_rows_is_refused() -> None:
     with pytest.raises(ModelError, match="a value a row"):
-        measure(lambda output, target: torch.ones(1), VALUES, VALUES)
+        measure(lambda output, target: torch.ones(1), VALUES, batch(VALUES))
 
 
 @pytest.mark.parametrize(

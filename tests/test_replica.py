@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dasktrain.buffers import FlatBuffers
-from dasktrain.data.block import Batch, Block, as_block
+from dasktrain.data.block import Batch, Block, Stack, as_block
 from dasktrain.messages import Answer, Failure, Kind, State, Task
 from dasktrain.plan import Plan, rows_only
 from dasktrain.replica import Job, Replica
@@ -42,9 +42,9 @@ def replica(reader: Reader) -> tuple[Replica, State]:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.5), nn.Dropout(0.5), nn.Linear(4, 2))
     plans: dict[Kind, Plan] = {"train": PLAN, "evaluate": Plan(rows_only(SIZES), 4, 18, shuffle=False)}
     fingerprints = [block.fingerprint for block in reader.blocks]
-    sample = Batch((torch.zeros(4, 3),), torch.zeros(4, dtype=torch.long), None)
+    sample = Batch((torch.zeros(4, 3),), torch.zeros(4, dtype=torch.long), None, 4)
     known: dict[Kind, list[str]] = {"train": fingerprints, "evaluate": fingerprints}
-    job = Job(module, nn.CrossEntropyLoss(), {}, GradientAveraging(), plans, 5, 1, sample, known)
+    job = Job(module, nn.CrossEntropyLoss(), {}, GradientAveraging(), plans, 5, 1, sample, known, Stack())
     made = Replica(job, reader)
     return made, State(FlatParameters(module).vector.numpy().copy(), FlatBuffers(module).vector.numpy().copy())
 

@@ -54,7 +54,7 @@ def fitted(data: dt.Table) -> TableEncoding:
 
 
 def blocks(data: dt.Table, encoding: TableEncoding | None = None, by_class: bool = False) -> list[Block]:
-    return list(dask.compute(*data.convert(encoding or fitted(data), by_class), scheduler="sync"))
+    return list(dask.compute(*data.convert(encoding or fitted(data), [], by_class), scheduler="sync"))
 
 
 # -- blocks ---------------------------------------------------------------------------------------------------
@@ -75,15 +75,15 @@ def test_schema_lists_what_a_model_must_fit() -> None:
 def test_blocks_hold_each_partitions_rows_in_order() -> None:
     whole = mixed()
     found = blocks(dt.Table(in_partitions(whole), target="label", weight="trust"))
-    assert tuple(block.num_rows for block in found) == SIZES
+    assert tuple(len(block.inputs[0]) for block in found) == SIZES
     for block in found:
         numeric, categorical = block.inputs
         assert block.target is not None
         assert block.weight is not None
-        assert (numeric.dtype, numeric.shape) == (np.float32, (block.num_rows, 5))
-        assert (categorical.dtype, categorical.shape) == (np.int32, (block.num_rows, 1))
-        assert (block.target.dtype, block.target.shape) == (np.int32, (block.num_rows,))
-        assert (block.weight.dtype, block.weight.shape) == (np.float64, (block.num_rows,))
+        assert (numeric.dtype, numeric.shape) == (np.float32, (len(block.inputs[0]), 5))
+        assert (categorical.dtype, categorical.shape) == (np.int32, (len(block.inputs[0]), 1))
+        assert (block.target.dtype, block.target.shape) == (np.int32, (len(block.inputs[0]),))
+        assert (block.weight.dtype, block.weight.shape) == (np.float64, (len(block.inputs[0]),))
     numeric, categorical = (np.concatenate(parts) for parts in zip(*(block.inputs for block in found), strict=True))
     age = whole["age"].fillna(whole["age"].mean())
     np.testing.assert_allclose(numeric[:, 0], (age - age.mean()) / whole["age"].std(ddof=0), atol=1e-6)

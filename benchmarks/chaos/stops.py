@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -32,7 +33,8 @@ class Stopper(Killer):
     def round(self, record: dict[str, Any]) -> bool:
         """Strike, or go on."""
         if self._stopped is not None:
-            os.kill(self._stopped, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # its nanny has ended it: its data was needed
+                os.kill(self._stopped, signal.SIGCONT)
             self._stopped, self.due = None, self.run.cursor.done + self.every
         elif self.run.cursor.done >= self.due and len(self.members) == len(self.run.workers):
             self._stopped, self._at = self.strike(signal.SIGSTOP), monotonic()

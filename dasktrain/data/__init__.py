@@ -4,22 +4,64 @@ from typing import Any
 
 from dasktrain.data.arrays import ArrayEncoding, Arrays
 from dasktrain.data.encoders import Categorical, Numeric
+from dasktrain.data.labelled import LabelledEncoding
+from dasktrain.data.packed import PackedEncoding
+from dasktrain.data.paired import PairedEncoding
 from dasktrain.data.plain import from_json
+from dasktrain.data.records import ByFunction, NotSaved, Records, RecordsEncoding
 from dasktrain.data.source import Encoding
 from dasktrain.data.table import Table, TableEncoding
 from dasktrain.data.target import Labels, Numbers, Target
+from dasktrain.data.texts import Text
+from dasktrain.data.tokens import Vocabulary
 
-__all__ = ["Arrays", "Table", "encoding_from_json"]
+__all__ = ["Arrays", "Records", "Table", "Text", "encoding_from_json"]
 
 
 def encoding_from_json(plain: dict[str, Any]) -> Encoding:
     """Return the encoding whose ``to_json`` gave `plain`."""
-    labels = "dtype" in plain["target"]
-    target: Target = from_json(Labels, plain["target"]) if labels else from_json(Numbers, plain["target"])
-    if plain["source"] == "arrays":
-        return ArrayEncoding(tuple(plain["shape"]), plain["least"], plain["bound"], target)
+    return _READERS[plain["source"]](plain)
+
+
+def _target(plain: dict[str, Any]) -> Target:
+    return from_json(Labels, plain) if "dtype" in plain else from_json(Numbers, plain)
+
+
+def _arrays(plain: dict[str, Any]) -> Encoding:
+    return ArrayEncoding(tuple(plain["shape"]), plain["least"], plain["bound"], _target(plain["target"]))
+
+
+def _table(plain: dict[str, Any]) -> Encoding:
     return TableEncoding(
         tuple(from_json(Numeric, column) for column in plain["numeric"]),
         tuple(from_json(Categorical, column) for column in plain["categorical"]),
-        target,
+        _target(plain["target"]),
     )
+
+
+def _packed(plain: dict[str, Any]) -> Encoding:
+    return PackedEncoding(Vocabulary.from_json(plain["vocabulary"]), plain["context"])
+
+
+def _labelled(plain: dict[str, Any]) -> Encoding:
+    vocabulary = Vocabulary.from_json(plain["vocabulary"])
+    return LabelledEncoding(vocabulary, plain["context"], plain["text"], _target(plain["target"]))
+
+
+def _paired(plain: dict[str, Any]) -> Encoding:
+    vocabulary, written = (Vocabulary.from_json(plain[name]) for name in ("vocabulary", "written"))
+    return PairedEncoding(vocabulary, written, plain["context"], plain["text"])
+
+
+def _records(plain: dict[str, Any]) -> Encoding:
+    return RecordsEncoding(ByFunction(NotSaved(plain["collate"])))
+
+
+_READERS = {
+    "arrays": _arrays,
+    "table": _table,
+    "packed": _packed,
+    "labelled": _labelled,
+    "paired": _paired,
+    "records": _records,
+}

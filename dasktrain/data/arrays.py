@@ -11,9 +11,9 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from dasktrain.data.block import Array, Block, as_block
+from dasktrain.data.block import Array, Batch, Block, Collate, Stack, as_block
 from dasktrain.data.plain import to_json
-from dasktrain.data.source import Encoding, Input, Schema, Survey
+from dasktrain.data.source import Encoding, Input, Persist, Schema, Survey, made_up_batch
 from dasktrain.data.table import PANDAS_PARTITIONS
 from dasktrain.data.target import Numbers, Target, finite_rows, fit_labels, is_float, survey_target
 from dasktrain.errors import DataError, known_keywords
@@ -43,6 +43,11 @@ class ArrayEncoding:
         """What a model must fit."""
         bounds = None if self.bound is None else (self.bound,)
         return Schema((Input(self.shape, bounds, self.least),), self.target.num_outputs)
+
+    @property
+    def collate(self) -> Collate:
+        """Batches are arrays as they are."""
+        return Stack()
 
     def inputs(self, partition: Array) -> tuple[Array, ...]:
         """Encode one block of rows."""
@@ -100,6 +105,10 @@ class Arrays:
     def __repr__(self) -> str:
         return f"Arrays(X={self.X}, y={self.y})"
 
+    def staged(self, persist: Persist) -> "Arrays":
+        """Return these arrays: what is read twice is the user's own."""
+        return self
+
     def survey(self) -> list[Delayed]:
         """Return one task per block of rows whose result is its Survey."""
         return self._map(_survey, self.classes)
@@ -127,10 +136,10 @@ class Arrays:
         shape = tuple(int(size) for size in self.X.shape[1:])
         return Input(shape, (top + 1,), least) if self.X.dtype.kind in "iu" else Input(shape)
 
-    def schema(self, encoding: Encoding, surveys: Sequence[Survey]) -> Schema:
-        """Return what a model must accept for these validation rows, if they are like those of training."""
+    def sample(self, encoding: Encoding, surveys: Sequence[Survey], rows: int) -> Batch:
+        """Make up rows like these, if they are like those that the encoding was fitted to."""
         if not isinstance(encoding, ArrayEncoding):
-            raise DataError("The validation data must be a Table as the training data, however they are Arrays")
+            raise DataError("The validation data must be of the training data's kind, however they are Arrays")
         reach = self._input(surveys, "X of the validation data")
         if reach.shape != encoding.shape or (reach.bounds is None) != (encoding.bound is None):
             raise DataError(
@@ -141,9 +150,10 @@ class Arrays:
             raise DataError(
                 f"Validation y must have {encoding.target.num_outputs} columns, however it has {self._targets}"
             )
-        return Schema((reach,), encoding.target.num_outputs)
+        schema = Schema((reach,), encoding.target.num_outputs)
+        return made_up_batch(schema, encoding.target, rows, self.weight is not None)
 
-    def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
+    def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
         """Return one task per block of rows whose result is its Block."""
         return self._map(_convert, encoding, by_class)
 
@@ -199,7 +209,7 @@ def _survey(classes: bool, X: Array, y: Array, weight: NDArray[np.float64] | Non
             bad = int((~finite_rows(X.astype(np.float32))).sum())
     weights = np.empty(0) if weight is None else np.asarray(weight, dtype=np.float64)
     unusable = int((~(weights >= 0) | np.isinf(weights)).sum())
-    return Survey(len(X), survey_target(y, classes), unusable, {"X": Extent(bad, least, top)})
+    return Survey(len(X), survey_target(y, classes), unusable, columns={"X": Extent(bad, least, top)})
 
 
 def _convert(

@@ -1,43 +1,42 @@
 """A partition as arrays, and a batch as tensors gathered from several of them."""
 
 import hashlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Buffer
 
+from dasktrain.data.ragged import Ragged, joined
 from dasktrain.plan import Rows
 from dasktrain.vector import as_tensor
 
 Array = NDArray[np.generic]
+#: what a block has of its rows: an array with rows along its first axis, or rows of different lengths
+Column = Array | Ragged
 
 
 class Block(NamedTuple):
-    """One converted partition; every array has its rows along the first axis. Made by `as_block`.
+    """One converted partition. Made by `as_block`.
 
     A plain tuple of NumPy arrays, so that Dask can size, move and spill it.
     """
 
-    inputs: tuple[Array, ...]
+    inputs: tuple[Column, ...]
     target: Array | None
     weight: Array | None  # (rows,), float64
     fingerprint: str  # of all bytes; one that Dask computes anew must have it again
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of the partition."""
-        return len(self.inputs[0])
 
-
-def as_block(inputs: tuple[Array, ...], target: Array | None = None, weight: Array | None = None) -> Block:
+def as_block(inputs: tuple[Column, ...], target: Array | None = None, weight: Array | None = None) -> Block:
     """Return a partition with its fingerprint: hex sha256 of its arrays' dtypes, shapes and bytes."""
     total = hashlib.sha256()
-    for array in (*inputs, target, weight):
+    for array in _arrays((*inputs, target, weight)):
         if array is None:
             total.update(b"none")
         else:
@@ -46,52 +45,155 @@ def as_block(inputs: tuple[Array, ...], target: Array | None = None, weight: Arr
     return Block(inputs, target, weight, total.hexdigest())
 
 
+def _arrays(columns: Iterable[Column | None]) -> Iterable[Array | None]:
+    for column in columns:
+        yield from column if isinstance(column, Ragged) else (column,)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What the module and the loss see at once.
 
-    Integers arrive as int64 and floats as float32, whatever the block holds to save memory.
+    Attributes
+    ----------
+    inputs : tuple or dict of str to Tensor
+        The module's arguments. Of a text the keys are Hugging Face's names; see `call`.
+    target : Tensor
+        Rows along the first axis. What :class:`dasktrain.Records` collates may be of any kind.
+    weight : Tensor or None
+        (rows,), float64.
+    rows : int
+        How many rows of the data these are.
     """
 
-    inputs: tuple[Tensor, ...]
-    target: Tensor
+    inputs: tuple[Any, ...] | dict[str, Any]
+    target: Any
     weight: Tensor | None
+    rows: int
+
+
+class Collate(Protocol):
+    """Makes a batch of gathered rows; shipped to every worker, so it is small."""
+
+    @property
+    def by_length(self) -> bool:
+        """Whether rows of like length, that of the first column's, had better be read together."""
+
+    def __call__(
+        self, inputs: tuple[Tensor | Ragged, ...], target: Tensor | None, weight: Tensor | None, rows: int
+    ) -> Batch:
+        """Return the batch."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Passes arrays on as they are."""
+
+    by_length = False
+
+    def __call__(
+        self, inputs: tuple[Tensor | Ragged, ...], target: Tensor | None, weight: Tensor | None, rows: int
+    ) -> Batch:
+        """Return the batch: ``model(*inputs)``."""
+        return Batch(inputs, target, weight, rows)
 
 
 #: partition number -> its block; a lease brings one that reads from its worker's memory
 ReadBlock = Callable[[int], Block]
 
 
-def gather(read: ReadBlock, rows: Rows) -> Batch:
-    """Read `rows`, in their order, by whole-column gathers from each partition they touch."""
+def gather(read: ReadBlock, rows: Rows, collate: Collate) -> Batch:
+    """Read `rows`, in their order, by whole-column gathers from each partition they touch.
+
+    Integers arrive as int64 and floats as float32, whatever the block holds to save memory.
+    """
     first = rows.partition[0]
     if (rows.partition == first).all():
-        return _batch([read(int(first))], [torch.from_numpy(rows.row)], None)
+        return _batch([read(int(first))], [rows.row], None, collate)
     partitions = np.unique(rows.partition)
     places = [np.flatnonzero(rows.partition == partition) for partition in partitions]
     blocks = [read(int(partition)) for partition in partitions]
-    back = torch.from_numpy(np.argsort(np.concatenate(places)))
-    return _batch(blocks, [torch.from_numpy(rows.row[place]) for place in places], back)
+    back = np.argsort(np.concatenate(places))
+    return _batch(blocks, [rows.row[place] for place in places], back, collate)
 
 
-def _batch(blocks: list[Block], chosen: list[Tensor], order: Tensor | None) -> Batch:
+def lengths(read: ReadBlock, rows: Rows) -> NDArray[np.int64]:
+    """Return the length that each of `rows` has in the first column."""
+    found = np.empty(len(rows), dtype=np.int64)
+    for partition in np.unique(rows.partition).tolist():
+        place = rows.partition == partition
+        column = read(partition).inputs[0]
+        assert isinstance(column, Ragged)
+        found[place] = column.lengths[rows.row[place]]
+    return found
+
+
+def _batch(
+    blocks: list[Block], chosen: list[NDArray[np.int64]], order: NDArray[np.int64] | None, collate: Collate
+) -> Batch:
     """Take the `chosen` rows of each block, one after the other, then put them in `order`."""
 
-    def column(arrays: list[Array]) -> Tensor:
-        pieces = [as_tensor(array).index_select(0, index) for array, index in zip(arrays, chosen, strict=True)]
-        return _widen(pieces[0] if order is None else torch.cat(pieces).index_select(0, order))
+    def array(arrays: list[Array]) -> Tensor:
+        pieces = [
+            as_tensor(array).index_select(0, torch.from_numpy(index))
+            for array, index in zip(arrays, chosen, strict=True)
+        ]
+        return _widen(pieces[0] if order is None else torch.cat(pieces).index_select(0, torch.from_numpy(order)))
 
+    def column(columns: list[Any]) -> Tensor | Ragged:
+        if not isinstance(columns[0], Ragged):
+            return array(columns)
+        pieces = [column.take(index) for column, index in zip(columns, chosen, strict=True)]
+        return pieces[0] if order is None else joined(pieces).take(order)
+
+    targets = [block.target for block in blocks if block.target is not None]
     weights = [block.weight for block in blocks if block.weight is not None]
-    return Batch(
-        inputs=tuple(column(list(arrays)) for arrays in zip(*(block.inputs for block in blocks), strict=True)),
-        target=column([block.target for block in blocks if block.target is not None]),
-        weight=column(list(weights)) if weights else None,
+    return collate(
+        tuple(column(list(columns)) for columns in zip(*(block.inputs for block in blocks), strict=True)),
+        array(targets) if targets else None,
+        array(weights) if weights else None,
+        sum(map(len, chosen)),
     )
 
 
-def tensors(inputs: tuple[Array, ...]) -> tuple[Tensor, ...]:
-    """Return inputs as the module sees them."""
-    return tuple(_widen(as_tensor(array)) for array in inputs)
+def unlabelled(inputs: tuple[Column, ...]) -> Block:
+    """Return a partition that is to be predicted for, without a fingerprint."""
+    return Block(inputs, None, None, "")
+
+
+def batches(block: Block, collate: Collate, at_once: int) -> Iterable[Batch]:
+    """Return all rows of a partition in their order, `at_once` in a batch."""
+    rows = num_rows(block.inputs[0])
+    for start in range(0, rows, at_once):
+        yield _batch([block], [np.arange(start, min(start + at_once, rows))], None, collate)
+
+
+def num_rows(column: Column) -> int:
+    """Count a column's rows."""
+    return column.num_rows if isinstance(column, Ragged) else len(column)
+
+
+def call(module: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> Any:
+    """Call a module with a batch's inputs.
+
+    Named ones are passed by name if the module's ``forward`` takes all of those names, and in their order otherwise.
+    """
+    if not isinstance(inputs, dict):
+        return module(*inputs)
+    return module(**inputs) if _takes(module, inputs) else module(*inputs.values())
+
+
+def scores(output: Any) -> Tensor:
+    """Return what a module scored: its output, or the ``logits`` of it that Hugging Face's models have."""
+    found: Tensor = output if isinstance(output, Tensor) else output.logits
+    return found
+
+
+def _takes(module: nn.Module, names: Iterable[str]) -> bool:
+    parameters = inspect.signature(module.forward).parameters
+    return any(each.kind is each.VAR_KEYWORD for each in parameters.values()) or all(
+        name in parameters for name in names
+    )
 
 
 def _widen(tensor: Tensor) -> Tensor:

@@ -1,15 +1,18 @@
 """What every source of data does: survey its partitions once, fit, then convert them where they lie."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from dask.delayed import Delayed
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dasktrain.data.block import Array
+from dasktrain.data.block import Batch, Collate, Column
 from dasktrain.data.target import Labels, Target, TargetSurvey
+from dasktrain.domain import made_up
 from dasktrain.errors import DataError, PlanError
 from dasktrain.plan import rows_only
 
@@ -59,6 +62,16 @@ class Schema:
         """Width of a row of the first float input."""
         return next((int(np.prod(part.shape)) for part in self.inputs if part.bounds is None), 0)
 
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest integer of the first input that has any: tokens of a text."""
+        return next((max(part.bounds) for part in self.inputs if part.bounds), 0)
+
+    @property
+    def context(self) -> int:
+        """Length of a row of the first input, or of the longest: tokens of a text."""
+        return self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else 0
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -66,7 +79,8 @@ class Survey:
 
     rows: int
     target: TargetSurvey
-    unusable_weights: int
+    unusable_weights: int = 0
+    cut: int = 0  # texts that were longer than they may be
     columns: Mapping[str, Any] = field(default_factory=dict)  # what the source itself wants to know
 
 
@@ -74,22 +88,33 @@ class Encoding(Protocol):
     """How rows become inputs and outputs become predictions; travels with the trained model."""
 
     @property
-    def target(self) -> Target:
-        """What is predicted."""
+    def target(self) -> Target | None:
+        """What is predicted of a row; None: something that is neither a label nor a number."""
 
     @property
     def schema(self) -> Schema:
         """What a model must fit."""
 
-    def inputs(self, partition: Any) -> tuple[Array, ...]:
-        """Return the module's inputs for one partition."""
+    @property
+    def collate(self) -> Collate:
+        """What makes batches of what `inputs` returned."""
+
+    def inputs(self, partition: Any) -> tuple[Column, ...]:
+        """Return what a block has of one partition's rows."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values from which `encoding_from_json` makes an equal encoding."""
 
 
+#: given tasks, returns tasks in their place whose results stay on the cluster as long as they are referred to
+Persist = Callable[[Sequence[Delayed]], list[Delayed]]
+
+
 class Source(Protocol):
     """Rows with targets, in Dask partitions."""
+
+    def staged(self, persist: Persist) -> "Source":
+        """Return this source with what both `survey` and `convert` start from in memory, if it is dear to compute."""
 
     def survey(self) -> list[Delayed]:
         """Return one task per partition whose result is its Survey."""
@@ -97,16 +122,18 @@ class Source(Protocol):
     def fit(self, surveys: Sequence[Survey]) -> Encoding:
         """Fit an encoding to the surveys of all partitions, in their order."""
 
-    def schema(self, encoding: Encoding, surveys: Sequence[Survey]) -> Schema:
-        """Return what a model must accept for these rows as an encoding fitted to others has them.
+    def sample(self, encoding: Encoding, surveys: Sequence[Survey], rows: int) -> Batch:
+        """Make up a batch that is as wide, and whose integers are as large, as any of these rows.
+
+        It has `rows` rows, or fewer where rows are long.
 
         Raises
         ------
         DataError
-            The rows do not fit the encoding.
+            The rows do not fit the encoding, which was fitted to others.
         """
 
-    def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
+    def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
         """Return one task per partition whose result is its Block, rows sorted by class if asked for."""
 
 
@@ -147,3 +174,30 @@ def strata(surveys: Sequence[Survey], target: Target | None) -> NDArray[np.int64
         )
     counts = [survey.target.labels or {} for survey in surveys]
     return np.array([[rows.get(label, 0) for label in target.values] for rows in counts])
+
+
+def made_up_batch(schema: Schema, target: Target, rows: int, weighted: bool) -> Batch:
+    """Make up a batch that is as wide, and whose integers are as large, as any of the data."""
+    return Batch(
+        inputs=tuple(
+            made_up(rows, *part.shape) if part.bounds is None else _integers(part, rows) for part in schema.inputs
+        ),
+        target=sample_target(target, rows),
+        weight=torch.ones(rows, dtype=torch.float64) if weighted else None,
+        rows=rows,
+    )
+
+
+def _integers(part: Input, rows: int) -> Tensor:
+    """Return (rows, ...) of the largest integers, every other one the smallest if that is below zero."""
+    assert part.bounds is not None
+    values = torch.tensor(part.bounds).sub(1).expand(rows, *part.shape).clone()
+    if part.least < 0:
+        values.view(-1)[::2] = part.least
+    return values
+
+
+def sample_target(target: Target, rows: int) -> Tensor:
+    if isinstance(target, Labels):
+        return torch.full((rows,), target.num_outputs - 1)
+    return torch.zeros(rows) if target.flat else torch.zeros(rows, target.num_outputs)

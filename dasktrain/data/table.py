@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 
-from dasktrain.data.block import Array, Block, as_block
+from dasktrain.data.block import Array, Batch, Block, Collate, Stack, as_block
 from dasktrain.data.encoders import (
     Categorical,
     Moments,
@@ -24,7 +24,7 @@ from dasktrain.data.encoders import (
     is_numeric,
 )
 from dasktrain.data.plain import to_json
-from dasktrain.data.source import Encoding, Input, Schema, Survey
+from dasktrain.data.source import Encoding, Input, Persist, Schema, Survey, made_up_batch
 from dasktrain.data.target import Numbers, Target, fit_labels, is_float, survey_target
 from dasktrain.errors import DataError, known_keywords, nearest
 from dasktrain.shipping import pack, run_packed
@@ -54,6 +54,11 @@ class TableEncoding:
         inputs = [Input((len(names),))] if names else []
         inputs += [Input((len(cardinalities),), cardinalities)] if cardinalities else []
         return Schema(tuple(inputs), self.target.num_outputs, tuple(names), cardinalities)
+
+    @property
+    def collate(self) -> Collate:
+        """Batches are arrays as they are."""
+        return Stack()
 
     def check(self, frame: pd.DataFrame) -> None:
         """Raise DataError if `frame`, a partition or its empty model, lacks a column or has it of another kind."""
@@ -99,8 +104,8 @@ class TableEncoding:
         }
 
 
-def from_pandas(frame: pd.DataFrame) -> dd.DataFrame:
-    """Cut a pandas DataFrame into partitions, with its dtypes as they are."""
+def from_pandas(frame: Any) -> Any:
+    """Cut a pandas DataFrame or Series into partitions, with its dtypes as they are."""
     with dask.config.set({"dataframe.convert-string": False}):
         return dd.from_pandas(frame, npartitions=PANDAS_PARTITIONS, sort=False)
 
@@ -220,6 +225,10 @@ class Table:
 
     # -- the Source protocol ------------------------------------------------------------------------------
 
+    def staged(self, persist: Persist) -> "Table":
+        """Return this table: what is read twice is the user's own."""
+        return self
+
     def survey(self) -> list[Delayed]:
         """Return one task per partition whose result is its Survey."""
         target = self._targets[0] if self.classes or isinstance(self.target, str) else self._targets
@@ -241,10 +250,10 @@ class Table:
             target,
         )
 
-    def schema(self, encoding: Encoding, surveys: Sequence[Survey]) -> Schema:
-        """Return the encoding's schema, if this validation table has the columns it was fitted to."""
+    def sample(self, encoding: Encoding, surveys: Sequence[Survey], rows: int) -> Batch:
+        """Make up rows like these, if they have the columns that the encoding was fitted to."""
         if not isinstance(encoding, TableEncoding):
-            raise DataError("The validation data must be Arrays as the training data, however they are a Table")
+            raise DataError("The validation data must be of the training data's kind, however they are a Table")
         encoding.check(self.frame._meta)
         names = encoding.target.names if isinstance(encoding.target, Numbers) else (encoding.target.name,)
         if list(names) != self._targets:
@@ -256,9 +265,9 @@ class Table:
                     f"Column {name!r} of the validation data must be finite or missing, however {infinite} rows are "
                     "infinite; replace them"
                 )
-        return encoding.schema
+        return made_up_batch(encoding.schema, encoding.target, rows, self.weight is not None)
 
-    def convert(self, encoding: Encoding, by_class: bool) -> list[Delayed]:
+    def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
         """Return one task per partition whose result is its Block."""
         target = (
             self._targets if isinstance(encoding.target, Numbers) and not encoding.target.flat else self._targets[0]
@@ -303,7 +312,7 @@ def _survey(
         len(frame),
         survey_target(frame[target], classes),
         int((~(weights >= 0) | np.isinf(weights)).sum()),
-        columns,
+        columns=columns,
     )
 
 

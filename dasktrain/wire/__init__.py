@@ -30,9 +30,9 @@ class Respond(Protocol):
 class Wire(Protocol):
     """Where data lies and replicas run.
 
-    Calls come in this order: `open`, then `compute` and `place` in any number, then `attach`, then the others in any
-    order, then `close`, which is also right after any error. From `attach` on all calls come from one thread;
-    `close` may also come, to abort, from another.
+    Calls come in this order: `open`, then `persist`, `compute` and `place` in any number, then `attach`, then the
+    others in any order, then `close`, which is also right after any error. From `attach` on all calls come from one
+    thread; `close` may also come, to abort, from another.
     """
 
     def open(self) -> None:
@@ -49,6 +49,9 @@ class Wire(Protocol):
     @property
     def threads(self) -> int:
         """Torch threads of a replica, the same for all."""
+
+    def persist(self, tasks: Sequence[Delayed]) -> list[Delayed]:
+        """Start tasks and return what stands for their results, which are kept as long as it is."""
 
     def compute(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return their (small) results."""

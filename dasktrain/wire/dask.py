@@ -83,6 +83,12 @@ class DaskWire:
         workers = list(self.client.nthreads())
         return not workers or bool(self.client.sync(reach, workers, self.client.connection_args))
 
+    def persist(self, tasks: Sequence[Delayed]) -> list[Delayed]:
+        """Start tasks wherever Dask likes; what is returned holds their futures."""
+        with quiet_graphs():
+            persisted: list[Delayed] = self.client.persist(list(tasks))
+        return persisted
+
     def compute(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks wherever Dask likes and gather their results."""
         with quiet_graphs():

@@ -43,6 +43,10 @@ class LocalWire:
     def open(self) -> None:
         """Nothing to check: the workers are here."""
 
+    def persist(self, tasks: Sequence[Delayed]) -> list[Delayed]:
+        """Run tasks one after another in this thread, and keep the results."""
+        return list(dask.persist(*tasks, scheduler="synchronous"))
+
     def compute(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks one after another in this thread."""
         return list(dask.compute(*tasks, scheduler="synchronous"))

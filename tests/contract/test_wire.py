@@ -11,7 +11,7 @@ from distributed import Client
 from torch import nn
 
 from dasktrain.buffers import FlatBuffers
-from dasktrain.data.block import Batch
+from dasktrain.data.block import Batch, Stack
 from dasktrain.data.source import strata
 from dasktrain.events import Answered, Event, Failed, Joined, Ready
 from dasktrain.messages import Answer, Kind, State, Task
@@ -54,16 +54,18 @@ def placed(wire: Wire) -> tuple[Plan, list[str]]:
     data = PROBLEMS[0].data
     surveys = wire.compute(data.survey())
     plan = Plan(strata(surveys, None), SHARDS, 50)
-    tasks = data.convert(data.fit(surveys), by_class=False)
+    tasks = data.convert(data.fit(surveys), surveys, by_class=False)
     return plan, wire.place("train", tasks, [wire.workers[0]] * len(surveys))
 
 
 def joined(wire: Wire, module: nn.Module, fingerprints: list[str] | None = None) -> State:
     """Have the workers join a run of `module`, and lease them."""
     plan, found = placed(wire)
-    sample = Batch((torch.zeros(4, 6),), torch.zeros(4, dtype=torch.long), None)
+    sample = Batch((torch.zeros(4, 6),), torch.zeros(4, dtype=torch.long), None, 4)
     known: dict[Kind, list[str]] = {"train": fingerprints or found}
-    job = Job(module, nn.CrossEntropyLoss(), {}, GradientAveraging(), {"train": plan}, 0, wire.threads, sample, known)
+    job = Job(
+        module, nn.CrossEntropyLoss(), {}, GradientAveraging(), {"train": plan}, 0, wire.threads, sample, known, Stack()
+    )
     wire.attach(pack(Replica, job))
     for event in awaited(wire, 2, Joined):
         assert isinstance(event, Joined)
