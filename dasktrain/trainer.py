@@ -67,11 +67,12 @@ class Trainer:
     Examples
     --------
     >>> import pandas as pd
+    >>> import torch
     >>> from functools import partial
-    >>> from dasktrain.wire.local import LocalWire
-    >>> table = Table(pd.DataFrame({"x": [0.0, 1.0, 2.0, 3.0], "y": [0.0, 2.0, 4.0, 6.0]}), target="y")
-    >>> trainer = Trainer(nn.Linear(1, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1), observers=[])
-    >>> result = trainer.fit(table, epochs=3, batch_size=2, client=LocalWire())
+    >>> import dasktrain as dt
+    >>> table = dt.Table(pd.DataFrame({"x": [0.0, 1.0, 2.0, 3.0], "y": [0.0, 2.0, 4.0, 6.0]}), target="y")
+    >>> trainer = dt.Trainer(nn.Linear(1, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1), observers=[])
+    >>> result = trainer.fit(table, epochs=3, batch_size=2, client=dt.LocalWire())
     >>> len(result.history)
     3
     """

@@ -1,6 +1,8 @@
 """What can be seen from outside has a name in __all__ and a docstring; what is inside is short."""
 
 import ast
+import doctest
+import importlib
 from importlib.metadata import version
 from inspect import ismodule
 from pathlib import Path
@@ -40,7 +42,7 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def test_all_is_sorted_and_is_what_can_be_seen() -> None:
     visible = {name for name, value in vars(dasktrain).items() if not name.startswith("_") and not ismodule(value)}
-    assert dasktrain.__all__ == sorted(visible | {"errors"})
+    assert dasktrain.__all__ == sorted(visible | {"errors", "models", "text"})
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -61,3 +63,11 @@ def test_file_and_its_functions_are_short(file: str) -> None:
 
 def test_version_is_the_installed_one() -> None:
     assert dasktrain.__version__ == version("dasktrain")
+
+
+@pytest.mark.parametrize("file", [file for file, text in FILES.items() if ">>>" in text])
+def test_examples_in_docstrings_say_what_happens(file: str) -> None:
+    module = importlib.import_module("dasktrain." + file.removesuffix(".py").replace("/", "."))
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed

@@ -198,6 +198,7 @@ def _integers(part: Input, rows: int) -> Tensor:
 
 
 def sample_target(target: Target, rows: int) -> Tensor:
+    """Make up targets, labels as large as any."""
     if isinstance(target, Labels):
         return torch.full((rows,), target.num_outputs - 1)
     return torch.zeros(rows) if target.flat else torch.zeros(rows, target.num_outputs)

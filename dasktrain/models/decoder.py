@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dasktrain.models.attention import Embedding, KeysValues, Layers, initialise
-from dasktrain.models.sampling import Continuation, choose
+from dasktrain.models.sampling import Continuation, choose, evaluating
 
 
 class Decoder(nn.Module):
@@ -92,13 +92,11 @@ class Decoder(nn.Module):
         Tensor
             (rows, at most `max_tokens`), the added tokens only; `end` after a row's end.
         """
-        training = self.training
-        self.eval()
         made, window, past = Continuation(len(input_ids), end), input_ids[:, -self.context :], None
-        while made.tokens.shape[1] < max_tokens and not made.ended:
-            x, past = self._through(window, past)
-            window = made.add(choose(self.head(self.norm(x[:, -1])), temperature, top_k, generator))
-            if past[0][0].shape[2] == self.context:
-                window, past = torch.cat([input_ids, made.tokens], dim=1)[:, -max(1, self.context // 2) :], None
-        self.train(training)
+        with evaluating(self):
+            while made.tokens.shape[1] < max_tokens and not made.ended:
+                x, past = self._through(window, past)
+                window = made.add(choose(self.head(self.norm(x[:, -1])), temperature, top_k, generator))
+                if past[0][0].shape[2] == self.context:
+                    window, past = torch.cat([input_ids, made.tokens], dim=1)[:, -max(1, self.context // 2) :], None
         return made.tokens

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dasktrain.models.attention import Embedding, KeysValues, Layers, as_mask, initialise
-from dasktrain.models.sampling import Continuation, choose
+from dasktrain.models.sampling import Continuation, choose, evaluating
 
 
 class EncoderDecoder(nn.Module):
@@ -101,14 +101,12 @@ class EncoderDecoder(nn.Module):
         Tensor
             (rows, at most `max_tokens`), without `start`; `end` after a row's end.
         """
-        training = self.training
-        self.eval()
-        memory, mask = self._read(input_ids, attention_mask), as_mask(attention_mask)
         limit = self.context if max_tokens is None else min(max_tokens, self.context)
         made, past = Continuation(len(input_ids), end), None
         window = torch.full((len(input_ids), 1), start)
-        while made.tokens.shape[1] < limit and not made.ended:
-            x, past = self._write(window, memory, mask, past)
-            window = made.add(choose(self.head(self.norm(x[:, -1])), temperature, top_k, generator))
-        self.train(training)
+        with evaluating(self):
+            memory, mask = self._read(input_ids, attention_mask), as_mask(attention_mask)
+            while made.tokens.shape[1] < limit and not made.ended:
+                x, past = self._write(window, memory, mask, past)
+                window = made.add(choose(self.head(self.norm(x[:, -1])), temperature, top_k, generator))
         return made.tokens
