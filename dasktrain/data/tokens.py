@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import index
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,11 +73,17 @@ class HuggingFace:
     @property
     def size(self) -> int:
         """Tokens it knows."""
-        return int(_built(self.json, None).get_vocab_size())
+        return 1 + max(_built(self.json, None).get_vocab().values(), default=-1)  # their numbers may have gaps
 
     def encode(self, texts: Sequence[str], longest: int | None) -> tuple[Ragged, int]:
         """Return tokens, with those that its post-processor adds unless texts are parts of a stream."""
-        encodings = _built(self.json, longest).encode_batch_fast(texts, add_special_tokens=longest is not None)
+        tokenizer = _built(self.json, longest)
+        if longest is not None and longest <= (added := tokenizer.num_special_tokens_to_add(False)):
+            raise DataError(
+                f"A text must have room for more than the {added} tokens that its tokenizer adds, however it may have "
+                f"{longest} in all; use a larger context"
+            )
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=longest is not None)
         cut = sum(bool(encoding.overflowing) for encoding in encodings) if longest is not None else 0
         return Ragged.of([encoding.ids for encoding in encodings], np.int32), cut
 
@@ -116,7 +123,11 @@ class Function:
 
     def encode(self, texts: Sequence[str], longest: int | None) -> tuple[Ragged, int]:
         """Call it for each text."""
-        found = Ragged.of([self.function(text) for text in texts], np.int32)
+        returned = [self.function(text) for text in texts]
+        try:
+            found = Ragged.of([[index(token) for token in tokens] for tokens in returned], np.int32)
+        except (TypeError, OverflowError) as error:
+            raise DataError(f"A tokenizer must return whole numbers for a text, however {error}") from error
         low, high = int(found.values.min(initial=0)), int(found.values.max(initial=0))
         if low < 0 or (self.size is not None and high >= self.size):
             raise DataError(
@@ -138,7 +149,9 @@ class Function:
 
     def to_json(self) -> dict[str, Any]:
         """Return its size: functions are not saved."""
-        return {"function": getattr(self.function, "__name__", str(self.function)), "size": self.size}
+        function = self.function
+        name = function.name if isinstance(function, NotSaved) else getattr(function, "__name__", str(function))
+        return {"function": name, "size": self.size}
 
 
 def _cut(tokens: Ragged, longest: int | None) -> tuple[Ragged, int]:
@@ -157,8 +170,8 @@ class NotSaved:
     def __call__(self, text: str) -> Sequence[int]:
         """Raise BadInput."""
         raise BadInput(
-            f"A tokenizer that is a function must be given again after loading, however {self.name!r} was not; "
-            "give it to generate() or predict() texts as it would read them"
+            f"A tokenizer must be at hand, however that of a saved model, {self.name!r}, is a function, and those are "
+            "not saved; call the model with its tokens"
         )
 
     decode = __call__
