@@ -17,7 +17,7 @@ from dasktrain.data.block import Batch
 from dasktrain.data.source import Encoding, Schema, Source, Survey, check_surveys, strata
 from dasktrain.domain import pinned
 from dasktrain.driver import Driver
-from dasktrain.errors import BadInput, ModelError
+from dasktrain.errors import BadInput, DataError, ModelError, PlanError
 from dasktrain.fleet import Fleet, shares
 from dasktrain.messages import Kind
 from dasktrain.observe import History, Run
@@ -97,7 +97,13 @@ class Fitting:
         self._stage("looking for workers")
         wire.open()
         shards = settings.shards or (saved.shards if saved else max(8, 1 << (len(wire.workers) - 1).bit_length()))
-        prepared = _Prepared(self, wire)
+        try:
+            prepared = _Prepared(self, wire)
+        except UnicodeDecodeError as error:  # of what the user reads
+            raise DataError(
+                f"Texts must be in the encoding they are read with, however {error}; give db.read_text the right "
+                'encoding=, or errors="replace"'
+            ) from error
         prepared.make_plans(settings, shards)
         state = self._state(prepared)
         prepared.place()
@@ -226,6 +232,11 @@ class _Prepared:
     def make_plans(self, settings: Settings, shards: int) -> None:
         """Settle which rows each shard sees in each round, and how validation rows are read."""
         stratified = settings.partition == "stratified"
+        if stratified and self.encoding.target is None:
+            raise PlanError(
+                'partition="stratified" must have class labels to balance, however these data have none; '
+                'use "block" or "random"'
+            )
         by_length = self.encoding.collate.by_length and not stratified  # sorted by length, classes would not be mixed
         self.plan = Plan(
             strata(self._surveys, self.encoding.target if stratified else None),

@@ -127,7 +127,8 @@ class PackedText(TextSource):
             )
         encoding.vocabulary.check(max(survey.columns["stretch"].top for survey in surveys))
         rows = max(1, min(rows, SAMPLE_TOKENS // self.context))
-        tokens = (torch.arange(rows * (self.context + 1)) % encoding.vocabulary.size).flip(0)
+        size = encoding.vocabulary.size
+        tokens = (size - 1 - torch.arange(rows * (self.context + 1))) % size  # from the largest on
         lengths = torch.full((rows,), self.context + 1)
         return encoding.collate((tokens.reshape(rows, -1), lengths), None, None, rows)
 

@@ -17,7 +17,7 @@ from dasktrain.data.block import Batch
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Persist, Survey
 from dasktrain.data.table import PANDAS_PARTITIONS, from_pandas
-from dasktrain.data.tokens import Tokenizer
+from dasktrain.data.tokens import Tokenizer, cut_to
 from dasktrain.errors import DataError
 from dasktrain.shipping import pack, run_packed
 
@@ -57,44 +57,49 @@ class Reader:
         text, label, into = self.fields
         records = partition if isinstance(partition, pd.DataFrame) else list(partition)
         read, write = self.tokenizers
-        texts, cut = read.encode(strings(column(records, text), f"partition {number}"), self.longest)
+        texts, cut = read.encode(strings(column(records, text, number), f"partition {number}"), self.longest)
         written, more = None, 0
         if into is not None:
-            # One place less: what is written is followed by its end.
-            longest = None if self.longest is None else self.longest - 1
-            written, more = write.encode(strings(column(records, into), f"partition {number}"), longest)
-        return Tokenised(texts, written, None if label is None else column(records, label), cut + more)
+            # Without tokens that say where it begins and ends, and a place less: a batch adds `start` and `end`.
+            whole, _ = write.encode(strings(column(records, into, number), f"partition {number}"), None)
+            written, more = cut_to(whole, None if self.longest is None else self.longest - 1)
+        return Tokenised(texts, written, None if label is None else column(records, label, number), cut + more)
 
 
-def column(records: Any, field: Field | None) -> list[Any]:
-    """Return one field of all records, None: the records themselves."""
-    if isinstance(records, pd.DataFrame):
-        return list(records[field])
+def column(records: Any, field: Field | None, number: int = 0) -> list[Any]:
+    """Return one field of all records of partition `number`, None: the records themselves."""
     if field is None:
         return list(records)
-    return [record[field] for record in records]
+    try:
+        return list(records[field]) if isinstance(records, pd.DataFrame) else [record[field] for record in records]
+    except (KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"Every record must have {field!r}, however in partition {number} one has not: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def strings(values: Sequence[Any], where: str) -> list[str]:
     """Return texts as strings that are valid Unicode; bytes must be UTF-8."""
-    found = []
-    for value in values:
-        try:
-            text = value.decode() if isinstance(value, bytes) else value
-            text.encode()  # half a surrogate pair stands for a byte that was not UTF-8
-        except UnicodeError as error:
+    kinds = set(map(type, values))
+    if not kinds <= {str, bytes}:
+        missing = [value for value in values if not isinstance(value, str | bytes)]
+        if missing:
             raise DataError(
-                f"Every text must be UTF-8, however in {where} one is not: {error}; read it with "
-                'errors="replace" or drop it'
-            ) from error
-        except AttributeError:
-            missing = sum(not isinstance(each, str | bytes) for each in values)
-            raise DataError(
-                f"Every text must be a string, however {missing} of {len(values)} in {where} are not, such as "
-                f"{value!r}; drop those rows or make them empty strings"
-            ) from None
-        found.append(text)
-    return found
+                f"Every text must be a string, however {len(missing)} of {len(values)} in {where} are not, such as "
+                f"{missing[0]!r}; drop those rows or make them empty strings"
+            )
+    try:
+        texts = (
+            [value.decode() if isinstance(value, bytes) else value for value in values] if bytes in kinds else values
+        )
+        "".join(texts).encode()  # half a surrogate pair stands for a byte that was not UTF-8
+    except UnicodeError as error:
+        raise DataError(
+            f"Every text must be UTF-8, however in {where} one is not: {error.reason}; read it with "  # type: ignore[attr-defined]
+            'errors="replace" or drop it'
+        ) from error
+    return list(texts)
 
 
 class TextSource(ABC):
@@ -145,10 +150,14 @@ def run_each(function: Callable[..., Any], bound: tuple[Any, ...], *columns: Ite
     return [run(shipped, *row) for row in zip(*columns, strict=True)]
 
 
+def opened(source: Any) -> Any:
+    """Return the DataFrame that a URL stands for, anything else as it is."""
+    return dd.read_parquet(str(source)) if isinstance(source, str | Path) else source
+
+
 def partitions_of(source: Any, text: Field | None) -> tuple[list[Delayed], Field | None]:
     """Return one task per partition of what a user may give as texts, and the field that holds them."""
-    if isinstance(source, str | Path):
-        source = dd.read_parquet(str(source))
+    source = opened(source)
     if isinstance(source, pd.DataFrame | pd.Series):
         source = from_pandas(source.to_frame() if isinstance(source, pd.Series) else source)
     if isinstance(source, dd.Series):

@@ -9,7 +9,7 @@ from dasktrain.data.labelled import LabelledText
 from dasktrain.data.packed import PackedText
 from dasktrain.data.paired import PairedText
 from dasktrain.data.target import is_float
-from dasktrain.data.text import Field, Reader, TextSource, partitions_of
+from dasktrain.data.text import Field, Reader, TextSource, opened, partitions_of
 from dasktrain.data.tokens import as_tokenizer
 from dasktrain.errors import BadInput, known_keywords
 
@@ -75,6 +75,7 @@ def Text(  # noqa: N802 - beside Table and Arrays, and it may become a class
         raise BadInput("Text must have a label or be turned into another text, however both are given")
     if context < 2:
         raise BadInput(f"context must be at least 2 tokens, however it is {context}")
+    source = opened(source)
     partitions, text = partitions_of(source, text)
     for name, field in (("label", label), ("into", into)):
         _check_column(source, name, field)

@@ -49,7 +49,7 @@ class Bytes:
     def encode(self, texts: Sequence[str], longest: int | None) -> tuple[Ragged, int]:
         """Return bytes."""
         found = Ragged.of_bytes([text.encode() for text in texts])
-        return _cut(found, longest)
+        return cut_to(found, longest)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return text, the replacement character for what is not UTF-8."""
@@ -134,7 +134,7 @@ class Function:
                 f"Tokens must be from 0 to {'any number' if self.size is None else self.size - 1}, however the "
                 f"tokenizer returned {low if low < 0 else high}; give vocab_size= the number of tokens there are"
             )
-        return _cut(found, longest)
+        return cut_to(found, longest)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return what its own ``decode`` does."""
@@ -154,7 +154,8 @@ class Function:
         return {"function": name, "size": self.size}
 
 
-def _cut(tokens: Ragged, longest: int | None) -> tuple[Ragged, int]:
+def cut_to(tokens: Ragged, longest: int | None) -> tuple[Ragged, int]:
+    """Cut rows to `longest` tokens, and count those that were longer."""
     if longest is None:
         return tokens, 0
     cut = int((tokens.lengths > longest).sum())
