@@ -1,9 +1,9 @@
-"""Run every benchmark, or those named: ``python -m benchmarks [empty_round one_worker_tax memory]``."""
+"""Run every benchmark, or those named: ``python -m benchmarks [empty_round memory text ...]``."""
 
 import subprocess
 import sys
 
-CASES = ("empty_round", "one_worker_tax", "memory")
+CASES = ("empty_round", "one_worker_tax", "memory", "text", "language_model")
 
 if __name__ == "__main__":
     for case in sys.argv[1:] or CASES:
