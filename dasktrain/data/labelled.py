@@ -95,7 +95,7 @@ class LabelledText(TextSource):
 
     def survey(self) -> list[Delayed]:
         """Return one task per partition whose result is its Survey."""
-        return run_each(_survey, (self.classes,), self.tokens)
+        return run_each(_survey, (self.reader.fields[1], self.classes), self.tokens)
 
     def fit(self, surveys: Sequence[Survey]) -> LabelledEncoding:
         """Fit an encoding to the surveys of all partitions, in their order."""
@@ -134,11 +134,16 @@ def made_up_texts(rows: int, longest: int, vocab_size: int) -> Ragged:
     return Ragged((vocab_size - 1 - np.arange(offsets[-1])) % vocab_size, offsets)
 
 
-def _survey(classes: bool, tokens: Tokenised) -> Survey:
+def _survey(label: Any, classes: bool, tokens: Tokenised) -> Survey:
     assert tokens.labels is not None
+    try:
+        target = survey_target(_series(tokens), classes)
+    except (TypeError, ValueError) as error:
+        remedy = "convert it" if classes else "convert it, or leave classes=False out if it is a label"
+        raise DataError(f"{label!r} must be a label or a number of each text, however {error}; {remedy}") from error
     texts = tokens.texts
     found = {"longest": int(texts.lengths.max(initial=0)), "top": int(texts.values.max(initial=0))}
-    return Survey(texts.num_rows, survey_target(_series(tokens), classes), cut=tokens.cut, columns=found)
+    return Survey(texts.num_rows, target, cut=tokens.cut, columns=found)
 
 
 def _series(tokens: Tokenised) -> "pd.Series[Any]":

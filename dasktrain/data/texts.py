@@ -1,5 +1,6 @@
 """What a user calls: one name for the three kinds of text data."""
 
+from numbers import Integral
 from typing import Any
 
 import dask.dataframe as dd
@@ -73,8 +74,8 @@ def Text(  # noqa: N802 - beside Table and Arrays, and it may become a class
     """
     if label is not None and into is not None:
         raise BadInput("Text must have a label or be turned into another text, however both are given")
-    if context < 2:
-        raise BadInput(f"context must be at least 2 tokens, however it is {context}")
+    if not isinstance(context, Integral) or context < 2:
+        raise BadInput(f"context must be a whole number of at least 2 tokens, however it is {context}")
     source = opened(source)
     partitions, text = partitions_of(source, text)
     for name, field in (("label", label), ("into", into)):
@@ -91,5 +92,7 @@ def Text(  # noqa: N802 - beside Table and Arrays, and it may become a class
 
 
 def _check_column(source: Any, name: str, field: Field | None) -> None:
+    if isinstance(source, pd.Series | dd.Series):
+        source = source.to_frame()
     if field is not None and isinstance(source, pd.DataFrame | dd.DataFrame) and field not in list(source.columns):
         raise BadInput(f"{name} must be a column, one of {list(source.columns)}, however it is {field!r}")
