@@ -14,7 +14,8 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import cloudpickle
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dasktrain.errors import ModelError
 
@@ -84,7 +85,7 @@ def pack(function: Callable[..., Any], *bound: Any) -> bytes:
 def record_to_bytes(record: Any) -> bytes:
     """Return a record's pickle, the same bytes for equal records of plain values."""
     buffer = io.BytesIO()
-    pickler = cloudpickle.Pickler(buffer)
+    pickler = _RecordPickler(buffer)
     # Without references to what was seen before: whether two strings in a record are one object is a matter of chance.
     pickler.fast = True
     pickler.dump(record)
@@ -94,6 +95,26 @@ def record_to_bytes(record: Any) -> bytes:
 def record_from_bytes(pickled: bytes) -> Any:
     """Return the record of which `record_to_bytes` made `pickled`."""
     return pickle.loads(pickled)
+
+
+class _RecordPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Writes neither addresses, as torch does, nor what refers to itself, as a class of ``__main__`` does."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Tensor and obj.device.type == "cpu" and obj.layout is torch.strided and not obj.requires_grad:
+            flat = obj.resolve_conj().resolve_neg().reshape(-1).contiguous()
+            data = flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""
+            return _tensor, (data, obj.dtype, tuple(obj.shape))
+        reduced = super().reducer_override(obj)
+        by_value = reduced is not NotImplemented and isinstance(obj, (type, FunctionType))
+        return (pickle.loads, (cloudpickle.dumps(obj),)) if by_value else reduced
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor that a `_RecordPickler` wrote."""
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

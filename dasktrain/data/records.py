@@ -1,5 +1,6 @@
 """Records of any kind, and a function that makes a batch of some of them."""
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,11 @@ class ByFunction:
                 f"however they are {type(inputs).__name__}"
             )
         weight = torch.as_tensor(weights[0], dtype=torch.float64) if weights else None
+        if weight is not None and weight.shape != (len(records),):
+            raise DataError(
+                f"collate(records) must return a weight a record, however for {len(records)} they are of shape "
+                f"{tuple(weight.shape)}"
+            )
         return Batch(inputs, target, weight, len(records))
 
 
@@ -90,7 +96,9 @@ class RecordsEncoding:
 
     def to_json(self) -> dict[str, Any]:
         """Return the name of the collate function: functions are not saved."""
-        return {"source": "records", "collate": getattr(self.collate.function, "__name__", "collate")}
+        function = self.collate.function
+        name = function.name if isinstance(function, NotSaved) else getattr(function, "__name__", "collate")
+        return {"source": "records", "collate": name}
 
 
 class Records:
@@ -154,8 +162,17 @@ class Records:
         """Collate the first records there are."""
         if not isinstance(encoding, RecordsEncoding):
             raise DataError("The validation data must be of the training data's kind, however they are Records")
-        first = next(survey.columns["first"] for survey in surveys if survey.rows)
-        return encoding.collate.batch([record_from_bytes(first)] * min(rows, SAMPLE_RECORDS))
+        first = next((survey.columns["first"] for survey in surveys if survey.rows), None)
+        if first is None:
+            raise DataError("The validation data must have rows, however there are no Records")
+        try:
+            return encoding.collate.batch([record_from_bytes(first)] * min(rows, SAMPLE_RECORDS))
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"collate(records) must accept records like the first, however {type(error).__name__}: {error}"
+            ) from error
 
     def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
         """Return one task per partition whose result is its Block."""
@@ -164,7 +181,12 @@ class Records:
 
 def pickled(records: Sequence[Any]) -> Ragged:
     """Return each record's pickle."""
-    return Ragged.of_bytes([record_to_bytes(record) for record in records])
+    try:
+        return Ragged.of_bytes([record_to_bytes(record) for record in records])
+    except (pickle.PicklingError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"Every record must pickle and not refer to itself, however {type(error).__name__}: {error}"
+        ) from error
 
 
 def _block(partition: Any) -> Block:
