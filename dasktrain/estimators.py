@@ -216,12 +216,13 @@ class TextClassifier(TextEstimator):
             {"accuracy": accuracy},
         )
 
-    def _data(self, X: Any) -> TextSource:
+    def _data(self, X: Any, y: Any = None) -> TextSource:
         if isinstance(X, TextSource):
             return X
-        if self._fields["label"] is None:
+        fields = self._fields if y is None else self._fields | {"label": y}
+        if fields["label"] is None:
             raise BadInput("y must name the label's column, key or place, however it is None")
-        return Text(X, tokenizer=self.tokenizer, context=self.context, **self._fields)
+        return Text(X, tokenizer=self.tokenizer, context=self.context, **fields)
 
     def predict(self, X: Any) -> Any:
         """Return the label of each text, lazily; see :meth:`dasktrain.Result.predict`."""
@@ -233,9 +234,7 @@ class TextClassifier(TextEstimator):
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the share of texts whose label is predicted."""
-        if y is not None:
-            self._fields["label"] = y
-        return self.result_.evaluate(self._data(X), {"accuracy": accuracy})["accuracy"]
+        return self.result_.evaluate(self._data(X, y), {"accuracy": accuracy})["accuracy"]
 
 
 class Seq2Seq(TextEstimator):
