@@ -1,5 +1,6 @@
 """Texts written by a trained model, over Dask collections, lazily."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,6 +84,12 @@ def generate(
         raise BadInput(
             "Texts must be written by a model that can, trained on dt.Text without labels, however this is a "
             f"{type(module).__name__} trained on {type(encoding).__name__}"
+        )
+    if "max_tokens" not in inspect.signature(module.generate).parameters:  # type: ignore[arg-type]
+        raise BadInput(
+            "A model must have the generate of dasktrain.models.Decoder or EncoderDecoder, however that of "
+            f"{type(module).__name__}, of {type(module).__module__.partition('.')[0]}, takes other arguments; "
+            "call result.model.generate with tokens"
         )
     if isinstance(texts, pd.DataFrame | dd.DataFrame) and isinstance(encoding, PackedEncoding):
         raise BadInput("A language model goes on with one column, however a whole DataFrame was given; name the column")
