@@ -100,8 +100,9 @@ class Fitting:
         try:
             prepared = _Prepared(self, wire)
         except UnicodeDecodeError as error:  # of what the user reads
+            found = UnicodeDecodeError(*error.args)  # one that came from a worker has nothing but these
             raise DataError(
-                f"Texts must be in the encoding they are read with, however {error}; give db.read_text the right "
+                f"Texts must be in the encoding they are read with, however {found}; give db.read_text the right "
                 'encoding=, or errors="replace"'
             ) from error
         prepared.make_plans(settings, shards)
