@@ -20,6 +20,7 @@ from torch import nn
 import dasktrain as dt
 from dasktrain.data.block import batches
 from dasktrain.data.packed import IGNORED
+from dasktrain.data.text import partitions_of
 from dasktrain.models import Decoder, EncoderDecoder, TextCNN
 from tests import small
 from tests.test_tokens import words
@@ -179,6 +180,16 @@ def test_same_labelled_and_paired_texts_are_the_same_data_in_any_form(tmp_path: 
                 fields = {key: places.get(field) for key, field in fields.items()}
             digests.add(fit(dt.Text(**forms[name], **fields, context=CONTEXT)).digest)
         assert len(digests) == 1
+
+
+def test_only_columns_that_are_named_are_read(tmp_path: Path) -> None:
+    whole = dd.from_pandas(FRAME.assign(other=1.0), npartitions=2, sort=False)
+    whole.to_parquet(str(tmp_path))
+    for source in (str(tmp_path), whole, whole.compute()):
+        for others, columns in (((), ["line"]), (("kind", None), ["line", "kind"]), ((None, "back"), ["line", "back"])):
+            partitions, text = partitions_of(source, "line", *others)
+            assert [list(part) for part in dask.compute(*partitions, scheduler="sync")] == [columns] * len(partitions)
+            assert text == "line"
 
 
 @pytest.mark.parametrize("fields", [{}, {"label": "kind"}, {"into": "back"}], ids=["documents", "labels", "pairs"])

@@ -155,8 +155,11 @@ def opened(source: Any) -> Any:
     return dd.read_parquet(str(source)) if isinstance(source, str | Path) else source
 
 
-def partitions_of(source: Any, text: Field | None) -> tuple[list[Delayed], Field | None]:
-    """Return one task per partition of what a user may give as texts, and the field that holds them."""
+def partitions_of(source: Any, text: Field | None, *others: Field | None) -> tuple[list[Delayed], Field | None]:
+    """Return one task per partition of what a user may give as texts, and the field that holds them.
+
+    Of a DataFrame's columns only that one and the `others` are read.
+    """
     source = opened(source)
     if isinstance(source, pd.DataFrame | pd.Series):
         source = from_pandas(source.to_frame() if isinstance(source, pd.Series) else source)
@@ -167,8 +170,9 @@ def partitions_of(source: Any, text: Field | None) -> tuple[list[Delayed], Field
         text = names[0] if text is None and len(names) == 1 else text
         if text not in names:
             raise DataError(f"text must name the column that holds texts, one of {names}, however it is {text!r}")
+        read = [name for name in names if name == text or name in others]
         with dask.config.set({"optimization.tune.active": False}):
-            return list(source.to_delayed()), text
+            return list(source[read].to_delayed()), text
     if isinstance(source, list | tuple):
         source = db.from_sequence(source, npartitions=min(PANDAS_PARTITIONS, max(1, len(source))))
     if not isinstance(source, db.Bag):

@@ -77,9 +77,9 @@ def Text(  # noqa: N802 - beside Table and Arrays, and it may become a class
     if not isinstance(context, Integral) or context < 2:
         raise BadInput(f"context must be a whole number of at least 2 tokens, however it is {context}")
     source = opened(source)
-    partitions, text = partitions_of(source, text)
     for name, field in (("label", label), ("into", into)):
         _check_column(source, name, field)
+    partitions, text = partitions_of(source, text, label, into)
     read = as_tokenizer(tokenizer, vocab_size)
     written = read if into_tokenizer is None else as_tokenizer(into_tokenizer)
     longest = None if label is None and into is None else context
