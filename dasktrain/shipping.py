@@ -17,7 +17,7 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from dasktrain.errors import ModelError
+from dasktrain.errors import DataError, ModelError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,12 +83,17 @@ def pack(function: Callable[..., Any], *bound: Any) -> bytes:
 
 
 def record_to_bytes(record: Any) -> bytes:
-    """Return a record's pickle, the same bytes for equal records of plain values."""
+    """Return a record's pickle, the same bytes for equal records of plain values and tensors."""
     buffer = io.BytesIO()
     pickler = _RecordPickler(buffer)
     # Without references to what was seen before: whether two strings in a record are one object is a matter of chance.
     pickler.fast = True
-    pickler.dump(record)
+    try:
+        pickler.dump(record)
+    except (pickle.PicklingError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"Every record must pickle and not refer to itself, however {type(error).__name__}: {error}"
+        ) from error
     return buffer.getvalue()
 
 

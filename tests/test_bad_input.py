@@ -99,7 +99,7 @@ VALIDATION: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["'b'", "text"],
     ),
     "column is infinite": (lambda: with_value("b", 3, np.inf), ["'b'", "validation"]),
-    "source of another kind": (lambda: dt.Arrays(np.ones((4, 2)), np.array(LABELS + LABELS[:1])), ["Arrays", "Table"]),
+    "source of another kind": (lambda: dt.Arrays(np.ones((4, 2)), np.array(LABELS + LABELS[:1])), ["Arrays", "kind"]),
 }
 
 
