@@ -163,6 +163,10 @@ def test_learning_is_seen_in_the_history_and_on_validation_data(kind: Any) -> No
     assert last["loss"] < first["loss"]
     assert last["valid_loss"] < first["valid_loss"]
     assert last["valid_accuracy"] > 0.2
+    if kind is dt.LanguageModel:
+        assert model.perplexity(data) == pytest.approx(math.exp(last["valid_loss"]), rel=1e-5)
+    if kind is dt.TextClassifier:
+        assert model.score(data) == pytest.approx(last["valid_accuracy"])
 
 
 def test_text_may_be_given_as_data() -> None:

@@ -357,6 +357,21 @@ def test_saved_model_says_the_same(
 
 
 @modes
+def test_run_that_goes_on_ends_as_if_it_had_not_stopped(
+    fit: Any, model: Any, fields: dict[str, str], tmp_path: Path
+) -> None:
+    def data() -> Any:
+        return dt.Text(FRAME, "line", **fields, context=CONTEXT)
+
+    whole = fit(data(), epochs=3, model=model)
+    half = len(whole.history.rounds) // 2
+    fit(data(), epochs=3, max_rounds=half, observers=[dt.Checkpoint(str(tmp_path))])
+    assert fit(data(), dt.LocalWire(2), epochs=3, resume=str(tmp_path)).digest == whole.digest
+    with pytest.raises(dt.errors.BadInput, match="must have the plan, model and data of the checkpoint"):
+        fit(dt.Text(FRAME[::-1], "line", **fields, context=CONTEXT), epochs=3, resume=str(tmp_path))
+
+
+@modes
 def test_saved_model_lacks_a_tokenizer_that_is_a_function(
     fit: Any, model: Any, fields: dict[str, str], tmp_path: Path
 ) -> None:
