@@ -12,9 +12,14 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def run(script: Path, folder: Path) -> str:
+def run(script: Path, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=folder, capture_output=True, text=True, timeout=110, env=os.environ
+        [sys.executable, str(script), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env=os.environ,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -28,7 +33,7 @@ def test_readme_block_runs(number: int, tmp_path: Path) -> None:
 
 
 def test_readme_has_blocks() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_tabular_example_reaches_its_goal_and_leaves_what_it_says(tmp_path: Path) -> None:
@@ -39,9 +44,32 @@ def test_tabular_example_reaches_its_goal_and_leaves_what_it_says(tmp_path: Path
 
 
 def test_survival_example_kills_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    printed = run(ROOT / "examples" / "02_survive.py", tmp_path)
+    printed = run(ROOT / "examples" / "05_survive.py", tmp_path)
     assert printed.count("kill -9") == 4
     assert "equal, bit for bit" in printed
+
+
+def test_language_model_example_writes_as_it_learns(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "02_language_model.py", tmp_path, "--rounds", "50")
+    assert printed.count("--- after") == 5
+    found = re.search(r"perplexity on \d+ held-out files: ([\d.]+), of (\d+) tokens", printed)
+    assert found
+    assert float(found[1]) < float(found[2]) / 2
+
+
+def test_classification_example_beats_the_most_frequent_class(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "03_classification.py", tmp_path, "--rounds", "60")
+    found = re.search(r"accuracy on held-out files ([\d.]+); always the most frequent package ([\d.]+)", printed)
+    assert found
+    assert float(found[1]) > float(found[2]) + 0.1
+
+
+def test_sequence_to_sequence_example_reaches_its_goal_on_numbers(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "04_sequence_to_sequence.py", tmp_path, "--name-rounds", "20")
+    found = re.search(r"held-out numbers written without a fault: ([\d.]+)", printed)
+    assert found
+    assert float(found[1]) >= 0.98
+    assert "tokens of held-out names" in printed
 
 
 def test_every_example_has_a_test() -> None:
