@@ -35,15 +35,16 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
         Of a training run.
     data
         Dask or pandas DataFrame for a Table's, Dask or NumPy array for Arrays' encoding. For a Text's a DataFrame, a
-        Series or a Dask Bag of texts.
+        Series, a Dask Bag or a list of texts.
     kind
         ``"prediction"``: labels or numbers. ``"probability"``: one column a class, by softmax, or by the
         logistic function if the module has one output.
 
     Returns
     -------
-    dask.dataframe.Series, dask.dataframe.DataFrame, dask.array.Array or dask.bag.Bag
-        A Series or DataFrame with the index and partitions of `data`, an array with its blocks, or a Bag.
+    dask.dataframe.Series, dask.dataframe.DataFrame, dask.array.Array, dask.bag.Bag or list
+        A Series or DataFrame with the index and partitions of `data`, an array with its blocks, or a Bag. A list for a
+        list, at once.
     """
     if encoding.target is None:
         raise BadInput("Predictions must be of labels or numbers, however this model's are neither; use generate")
@@ -57,6 +58,8 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
         return _over_array(shipped, encoding, data, kind)
     assert isinstance(encoding, TableEncoding | LabelledEncoding)
     texts = isinstance(encoding, LabelledEncoding)
+    if texts and isinstance(data, list | tuple):
+        return np.asarray(_Predictor(module, encoding, kind)(list(data))).tolist()
     if texts and isinstance(data, db.Bag):
         return db.map_partitions(run_packed, pack(_predict_list), shipped, data)
     if isinstance(data, pd.DataFrame) or (texts and isinstance(data, pd.Series)):

@@ -38,7 +38,7 @@ class Trainer:
         A module (copied, yours is left alone), or a callable given the data's :class:`Schema` that returns
         one; it is called with torch seeded by the run's seed. The module is called with the data's inputs in
         order: ``model(numeric)``, ``model(categorical)`` or ``model(numeric, categorical)`` for a Table,
-        ``model(X)`` for Arrays.
+        ``model(X)`` for Arrays; :func:`dasktrain.Text` and :class:`dasktrain.Records` say how theirs is.
     loss
         ``loss(output, target)``: a mean, one value a row, or (sum, weight); see
         :class:`dasktrain.objective.Objective`.
@@ -134,7 +134,7 @@ class Trainer:
         Parameters
         ----------
         data
-            A Table or Arrays.
+            A Table, Arrays, Text or Records.
         validation
             More of the same columns, evaluated after every epoch.
         epochs
@@ -183,7 +183,8 @@ class Trainer:
         for name, source in (("data", data), ("validation", validation)):
             if source is not None and not hasattr(source, "survey"):
                 raise BadInput(
-                    f"{name} must be a dt.Table or dt.Arrays, however it is a {type(source).__name__}; wrap it"
+                    f"{name} must be a dt.Table, Arrays, Text or Records, however it is a {type(source).__name__}; "
+                    "wrap it"
                 )
         if determinism not in ("strict", "off"):
             raise BadInput(f'determinism must be "strict" or "off", however it is {determinism!r}')
