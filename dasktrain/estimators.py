@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -104,7 +105,9 @@ class TextEstimator:
 
     def __repr__(self) -> str:
         defaults = {name: each.default for name, each in inspect.signature(type(self)).parameters.items()}
-        changed = (f"{name}={value!r}" for name, value in self.get_params().items() if value != defaults[name])
+        changed = (
+            f"{name}={reprlib.repr(value)}" for name, value in self.get_params().items() if value != defaults[name]
+        )
         return f"{type(self).__name__}({', '.join(changed)})"
 
     @property

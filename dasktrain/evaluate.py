@@ -41,7 +41,8 @@ def evaluate(
     bound = (module.eval(), encoding.collate, dict(metrics), rows)
     found = dask.compute(*run_each(_sums, bound, source.convert(encoding, surveys, by_class=False)))
     totals = np.array([np.zeros((len(metrics), 2)), *found]).sum(axis=0)
-    return {name: total / weight if weight else math.nan for name, (total, weight) in zip(metrics, totals, strict=True)}
+    sums = zip(metrics, totals.tolist(), strict=True)
+    return {name: total / weight if weight else math.nan for name, (total, weight) in sums}
 
 
 def _sums(

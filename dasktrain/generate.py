@@ -20,7 +20,7 @@ from dasktrain.data.packed import PackedEncoding
 from dasktrain.data.paired import PairedEncoding
 from dasktrain.data.source import Encoding
 from dasktrain.data.table import from_pandas
-from dasktrain.data.text import column, strings
+from dasktrain.data.text import strings, texts_of
 from dasktrain.errors import BadInput
 from dasktrain.shipping import pack, run_packed
 
@@ -91,8 +91,12 @@ def generate(
             f"{type(module).__name__}, of {type(module).__module__.partition('.')[0]}, takes other arguments; "
             "call result.model.generate with tokens"
         )
-    if isinstance(texts, pd.DataFrame | dd.DataFrame) and isinstance(encoding, PackedEncoding):
-        raise BadInput("A language model goes on with one column, however a whole DataFrame was given; name the column")
+    text = encoding.text if isinstance(encoding, PairedEncoding) else None
+    if isinstance(texts, pd.DataFrame | dd.DataFrame) and (text is None or text not in texts.columns):
+        raise BadInput(
+            "Texts must be in the column that the model was trained on, however the DataFrame has "
+            f"{list(texts.columns)}; pass the column itself, as a Series"
+        )
     drawing = Drawing(max_tokens, temperature, top_k, seed)
     if isinstance(texts, list | tuple):
         return _Writer(module, encoding, drawing)(list(texts), 0)
@@ -113,7 +117,7 @@ def generate(
 def _write(shipped: bytes, partition: Any, number: int) -> Any:
     writer = _unpacked(shipped)
     if isinstance(partition, pd.DataFrame | pd.Series):
-        texts = column(partition, writer.text) if isinstance(partition, pd.DataFrame) else list(partition)
+        texts = texts_of(partition, writer.text)
         return pd.Series(writer(texts, number), index=partition.index, name="generated", dtype=object)
     return writer(list(partition), number)
 

@@ -84,7 +84,8 @@ class Result:
         ----------
         data
             Dask or pandas DataFrame with the columns trained on (others are ignored); Dask or NumPy array if
-            the model was trained on Arrays; also a Series or a Dask Bag of texts if it was trained on Text.
+            the model was trained on Arrays; also a Series, a Dask Bag or a list of texts if it was trained
+            on Text.
 
         Returns
         -------

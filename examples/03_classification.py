@@ -85,14 +85,14 @@ def main() -> None:
         result = trainer.fit(text(train), batch_size=64, max_rounds=rounds)
 
         found = pd.DataFrame(held_out.compute())
-        found["right"] = found["package"] == result.predict(held_out.pluck("text")).compute()
+        found["right"] = found["package"] == result.predict(held_out).compute()
         by_package = found.groupby("package")["right"].agg(["size", "mean"])
         by_package.insert(0, "trained on", pd.Series(Counter(train.pluck("package").compute())))
         by_package.columns = ["trained on", "held out", "share right"]
         print(by_package.sort_values("trained on", ascending=False).round(2).to_string())
         accuracy, majority = found["right"].mean(), by_package["held out"].max() / len(found)
         print(f"accuracy on held-out files {accuracy:.3f}; always the most frequent package {majority:.3f}")
-        for package, piece in zip(result.predict(pd.Series(TEXTS)).compute(), TEXTS, strict=True):
+        for package, piece in zip(result.predict(TEXTS), TEXTS, strict=True):
             print(f"{package:16}{piece.splitlines()[0]}")
     if accuracy < majority + 0.1:
         raise SystemExit("it learned too little")

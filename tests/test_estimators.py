@@ -287,3 +287,15 @@ def test_scores_of_written_texts(seq2seq: dt.Seq2Seq) -> None:
         seq2seq.score(read, wanted, "rouge")
     with pytest.raises(BadInput, match="y must have a text for each of 20, however it has 19"):
         seq2seq.score(read, wanted[1:])
+
+
+def test_texts_are_read_from_records_as_in_training_and_from_lists() -> None:
+    records = [{"line": text, "kind": kind} for text, kind in [("to be", "a"), ("or not", "b"), ("to", "a")] * 4]
+    lines = [record["line"] for record in records]
+    model = made(dt.TextClassifier).fit(records, y="kind", text="line")
+    found = model.predict(lines)
+    assert set(found) <= {"a", "b"}
+    assert model.predict(records) == model.predict(db.from_sequence(records)).compute() == found
+    pairs = [(line, line[::-1]) for line in lines]
+    writer = made(dt.Seq2Seq).fit(pairs, y=1, text=0)
+    assert writer.predict(pairs) == writer.predict(db.from_sequence(pairs)).compute() == writer.predict(lines)

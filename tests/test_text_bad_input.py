@@ -265,7 +265,7 @@ def test_what_a_model_was_not_trained_for_is_refused(results: dict[str, dt.Resul
             results[kind].predict(FRAME)
     with pytest.raises(BadInput, match="however this is a TextCNN trained on LabelledEncoding"):
         results["labels"].generate(VERSE)
-    with pytest.raises(BadInput, match="however a whole DataFrame was given; name the column"):
+    with pytest.raises(BadInput, match="pass the column itself, as a Series"):
         results["documents"].generate(FRAME)
     for kind in ("documents", "pairs"):
         with pytest.raises(BadInput, match="Texts must come as a Bag"):

@@ -17,7 +17,7 @@ from dasktrain.data.plain import to_json
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Input, Schema, Survey, sample_target
 from dasktrain.data.target import Labels, Numbers, Target, fit_labels, survey_target
-from dasktrain.data.text import TextSource, Tokenised, column, run_each, strings
+from dasktrain.data.text import TextSource, Tokenised, run_each, strings, texts_of
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import DataError
 
@@ -67,8 +67,8 @@ class LabelledEncoding:
             )
 
     def inputs(self, partition: Any) -> tuple[Column, ...]:
-        """Tokenise one partition: a DataFrame, a Series or an iterable of texts."""
-        texts = column(partition, self.text) if isinstance(partition, pd.DataFrame) else list(partition)
+        """Tokenise one partition: a DataFrame, a Series, or an iterable of texts or of records as in training."""
+        texts = texts_of(partition, self.text)
         return (self.vocabulary.encode(strings(texts, "the texts to predict for"), self.context)[0],)
 
     def to_json(self) -> dict[str, Any]:

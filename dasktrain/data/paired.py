@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from dask.delayed import Delayed
 from torch import Tensor
@@ -16,7 +15,7 @@ from dasktrain.data.packed import IGNORED, SAMPLE_TOKENS
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.target import TargetSurvey
-from dasktrain.data.text import TextSource, Tokenised, column, run_each, strings
+from dasktrain.data.text import TextSource, Tokenised, run_each, strings, texts_of
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import DataError
 
@@ -79,8 +78,8 @@ class PairedEncoding:
         return TeacherForced(self.vocabulary.pad, self.written.pad, self.written.start, self.written.end)
 
     def inputs(self, partition: Any) -> tuple[Column, ...]:
-        """Tokenise texts to be turned into others: a DataFrame, a Series or an iterable of texts."""
-        texts = column(partition, self.text) if isinstance(partition, pd.DataFrame) else list(partition)
+        """Tokenise texts to be read: a DataFrame, a Series, or an iterable of texts or of records as in training."""
+        texts = texts_of(partition, self.text)
         return (self.vocabulary.encode(strings(texts, "the texts to read"), self.context)[0],)
 
     def to_json(self) -> dict[str, Any]:

@@ -79,6 +79,13 @@ def column(records: Any, field: Field | None, number: int = 0) -> list[Any]:
         ) from error
 
 
+def texts_of(partition: Any, field: Field | None) -> list[Any]:
+    """Return the texts of a partition that is to be read: of records as in training one field, of texts they."""
+    records = partition if isinstance(partition, pd.DataFrame) else list(partition)
+    whole = isinstance(records, pd.DataFrame) or any(isinstance(record, dict | list | tuple) for record in records)
+    return column(records, field if whole else None)
+
+
 def strings(values: Sequence[Any], where: str) -> list[str]:
     """Return texts as strings that are valid Unicode; bytes must be UTF-8."""
     kinds = set(map(type, values))
