@@ -4,6 +4,7 @@ import inspect
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -110,6 +111,9 @@ class TextEstimator:
         )
         return f"{type(self).__name__}({', '.join(changed)})"
 
+    #: what a subclass makes of data as its `fit` takes them
+    _data: Callable[..., TextSource]
+
     @property
     def result_(self) -> Result:
         """What the latest `fit` left."""
@@ -150,6 +154,12 @@ class TextEstimator:
             client=self.client,
         )
         return self
+
+    def _mean(self, metric: Measure, *data: Any) -> float:
+        """Return a metric's mean over what `_data` makes of `data`, computed where `fit` trained if on a cluster."""
+        result, as_current = self.result_, getattr(self.client, "as_current", nullcontext)
+        with as_current():
+            return result.evaluate(self._data(*data), {"mean": metric})["mean"]
 
     def _size(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("layers", "width", "heads", "context", "dropout")}
@@ -192,7 +202,7 @@ class LanguageModel(TextEstimator):
 
     def perplexity(self, X: Any) -> float:
         """Return exp of the mean of -log p over all tokens of documents but the first."""
-        return math.exp(self.result_.evaluate(self._data(X), {"loss": cross_entropy})["loss"])
+        return math.exp(self._mean(cross_entropy, X))
 
 
 class TextClassifier(TextEstimator):
@@ -237,7 +247,7 @@ class TextClassifier(TextEstimator):
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the share of texts whose label is predicted."""
-        return self.result_.evaluate(self._data(X, y), {"accuracy": accuracy})["accuracy"]
+        return self._mean(accuracy, X, y)
 
 
 class Seq2Seq(TextEstimator):

@@ -1,6 +1,6 @@
 """What a run leaves: the trained module, how to feed it, and what happened."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dasktrain.checkpoint import load_state, save_state
-from dasktrain.data import encoding_from_json
+from dasktrain.data import encoding_from_json, with_function
 from dasktrain.data.source import Encoding, Schema, Source
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError
@@ -118,7 +118,7 @@ class Result:
         save_state(str(url), self._tensors, facts)
 
 
-def load(url: str, model: Any) -> Result:
+def load(url: str, model: Any, tokenizer: Callable[[str], Sequence[int]] | None = None) -> Result:
     """Read what :meth:`Result.save` wrote. Nothing is unpickled.
 
     Parameters
@@ -127,6 +127,8 @@ def load(url: str, model: Any) -> Result:
         Where it was saved.
     model
         A module of the same architecture (its parameters are overwritten), or a callable given the Schema.
+    tokenizer
+        The function that texts were tokenised by, if it was one: functions are not saved.
 
     Raises
     ------
@@ -145,6 +147,8 @@ def load(url: str, model: Any) -> Result:
         raise BadInput(
             f"{url} must hold a saved result, however {type(error).__name__}: {error}; save it again"
         ) from error
+    if tokenizer is not None:
+        encoding = with_function(encoding, tokenizer)
     if digest_of(tensors.items()) != digest:
         raise BadInput(f"{url} must hold the state its digest names, however it differs; save it again")
     module = model if isinstance(model, nn.Module) else _built(model, encoding.schema)

@@ -1,5 +1,7 @@
 """Where rows come from."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dasktrain.data.arrays import ArrayEncoding, Arrays
@@ -14,13 +16,23 @@ from dasktrain.data.table import Table, TableEncoding
 from dasktrain.data.target import Labels, Numbers, Target
 from dasktrain.data.texts import Text
 from dasktrain.data.tokens import Vocabulary
+from dasktrain.errors import BadInput
 
-__all__ = ["Arrays", "Records", "Table", "Text", "encoding_from_json"]
+__all__ = ["Arrays", "Records", "Table", "Text", "encoding_from_json", "with_function"]
 
 
 def encoding_from_json(plain: dict[str, Any]) -> Encoding:
     """Return the encoding whose ``to_json`` gave `plain`."""
     return _READERS[plain["source"]](plain)
+
+
+def with_function(encoding: Encoding, function: Callable[[str], Sequence[int]]) -> Encoding:
+    """Return an encoding of texts with the function that tokenises them, which is not saved with a model."""
+    vocabularies = {name: getattr(encoding, name, None) for name in ("vocabulary", "written")}
+    known = {name: each for name, each in vocabularies.items() if isinstance(each, Vocabulary)}
+    if not known:
+        raise BadInput("A tokenizer must belong to a model of texts, however this one was trained on others")
+    return replace(encoding, **{name: each.with_function(function) for name, each in known.items()})  # type: ignore[type-var]
 
 
 def _target(plain: dict[str, Any]) -> Target:

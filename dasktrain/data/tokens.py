@@ -1,7 +1,7 @@
 """From texts to numbers and back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import index
 from typing import Any, Protocol
@@ -172,7 +172,7 @@ class NotSaved:
         """Raise BadInput."""
         raise BadInput(
             f"A tokenizer must be at hand, however that of a saved model, {self.name!r}, is a function, and those are "
-            "not saved; call the model with its tokens"
+            "not saved; give it to dt.load as tokenizer="
         )
 
     decode = __call__
@@ -260,6 +260,14 @@ class Vocabulary:
             if token not in (self.pad, self.start):
                 kept.append(int(token))
         return self.tokenizer.decode(kept)
+
+    def with_function(self, function: Callable[[str], Sequence[int]]) -> "Vocabulary":
+        """Return it with a function in the place of one that was not saved."""
+        return replace(self, tokenizer=Function(function, self.tokenizer.size)) if self._unsaved else self
+
+    @property
+    def _unsaved(self) -> bool:
+        return isinstance(self.tokenizer, Function) and isinstance(self.tokenizer.function, NotSaved)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
