@@ -62,10 +62,13 @@ class Checkpoint(Observer):
         self._run, self._written, self._at = run, run.cursor.done, monotonic()
         self._history, self._lines = 0, bytearray()
 
+    def step(self) -> None:
+        """Wait for the write under way: once another round were done, more than an interval could be lost."""
+        self._settle()
+
     def round(self, record: Record) -> None:
         """Write if it is time, unless the epoch ends as well: what it ends with belongs to it."""
         assert self._run is not None
-        self._settle()  # or more than an interval could be lost
         if self._run.cursor.round < self._run.rounds_per_epoch and self._due(self._run.cursor):
             self._write(self._run)
 

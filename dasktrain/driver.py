@@ -110,6 +110,8 @@ class Driver:
         started = perf_counter()
         total = self._ask("train", cursor.epoch, cursor.round)
         assert total.sums is not None
+        for observer in self.observers:
+            observer.step()
         cursor.settled = False
         with pinned(self.run.threads):
             figures = self.strategy.apply(state, total, self.sums)

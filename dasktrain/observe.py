@@ -75,6 +75,9 @@ class Observer:
     def start(self, run: Run) -> None:
         """Do something before the first round, or the first after a resume: `run.history` has what was before."""
 
+    def step(self) -> None:
+        """Do something once a round's sums are there; the optimizer steps when all observers have returned."""
+
     def round(self, record: Record) -> bool | None:
         """Read a round's record; return True to ask for a stop."""
 

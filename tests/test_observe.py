@@ -128,7 +128,7 @@ def test_observers_may_know_the_run() -> None:
     assert watcher.stages[0] == "looking for workers"
 
 
-@pytest.mark.parametrize("hook", ["start", "round", "epoch", "end"])
+@pytest.mark.parametrize("hook", ["start", "step", "round", "epoch", "end"])
 def test_observer_that_fails_ends_the_others_and_the_wire(hook: str) -> None:
     wire, before, after = dt.LocalWire(2), Watcher(), Watcher()
     with pytest.raises(LookupError, match="own error"):

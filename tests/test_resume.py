@@ -311,3 +311,19 @@ def test_a_run_interrupted_by_the_last_round_of_an_epoch_finishes_it_once_it_is_
     last = run(resume=url)
     assert last.digest == whole.digest
     assert timeless(last.history) == timeless(whole.history)
+
+
+def test_a_checkpoint_is_there_before_another_round_is_done(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, seen = Store.write, list[int]()
+
+    def slow(store: Store, *arguments: Any) -> None:
+        threading.Event().wait(0.05)
+        write(store, *arguments)
+
+    class Looks(dt.Observer):
+        def round(self, record: dict[str, Any]) -> None:
+            seen.append(max(Store(url).numbers(), default=0))
+
+    monkeypatch.setattr(Store, "write", slow)
+    fit(table(), epochs=2, observers=[dt.Checkpoint(url, "1 round"), Looks()])
+    assert seen == list(range(len(seen)))
