@@ -16,11 +16,11 @@ from torch import nn
 
 import dasktrain as dt
 
-ROUNDS = 400
+ROUNDS = 200
 
 
 class Saboteur(dt.Observer):
-    """Kills a worker every 100 rounds."""
+    """Kills a worker every 50 rounds."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -31,7 +31,7 @@ class Saboteur(dt.Observer):
 
     def round(self, record: dict[str, Any]) -> None:
         """Kill one if it is time."""
-        if self.run.cursor.done % 100 == 50:
+        if self.run.cursor.done % 50 == 25:
             pid = random.choice(list(self.client.run(os.getpid, on_error="ignore").values()))
             print(f"kill -9 {pid} after epoch {record['epoch']}, round {record['round']}")
             os.kill(pid, signal.SIGKILL)
@@ -69,10 +69,10 @@ def main() -> None:
             made.model = model
             return made.fit(data(), batch_size=512, shards=8, max_rounds=rounds, **settings)
 
-        first = fit(ROUNDS // 2, dt.Progress(), Saboteur(client), dt.Checkpoint(url, "50 rounds"), client=client)
+        first = fit(ROUNDS // 2, dt.Progress(), Saboteur(client), dt.Checkpoint(url, "25 rounds"), client=client)
         print(f"stopped after {len(first.history.rounds)} rounds, going on from the newest checkpoint")
         second = fit(
-            ROUNDS, dt.Progress(), Saboteur(client), dt.Checkpoint(url, "50 rounds"), client=client, resume=url
+            ROUNDS, dt.Progress(), Saboteur(client), dt.Checkpoint(url, "25 rounds"), client=client, resume=url
         )
         calm = fit(ROUNDS, client=dt.LocalWire())
     print(f"digest with kills and a resume  {second.digest}")

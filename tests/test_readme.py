@@ -12,13 +12,18 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+#: examples train for real: with others beside them they may take a while
+SECONDS = 300
+pytestmark = pytest.mark.timeout(SECONDS)
+
+
 def run(script: Path, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=SECONDS - 20,
         env=os.environ,
     )
     assert done.returncode == 0, done.stdout + done.stderr

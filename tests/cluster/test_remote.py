@@ -26,7 +26,7 @@ from tests.problems import PROBLEMS, SETTINGS, expected
 from tests.small import Watcher
 
 PROBLEM = PROBLEMS[2]
-LONG = SETTINGS | {"epochs": 150}
+LONG = SETTINGS | {"epochs": 60}
 SECONDS = 60.0
 
 
