@@ -51,7 +51,7 @@ def tokenising() -> dict[str, Any]:
             direct = seconds([dask.delayed(_direct, pure=False)(json, part) for part in partitions])
             text = dt.Text(["unused"], tokenizer=tokenizer, context=256)
             ours = seconds(
-                dt.data.text.run_each(text.reader, (), partitions, [turn * 100 + n for n in range(PARTITIONS)])
+                dt.data.tokenised.run_each(text.reader, (), partitions, [turn * 100 + n for n in range(PARTITIONS)])
             )
             if turn:
                 ratios.append(direct / ours)

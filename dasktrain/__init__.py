@@ -8,7 +8,7 @@ from dasktrain.data.arrays import Arrays as Arrays
 from dasktrain.data.records import Records as Records
 from dasktrain.data.source import Schema as Schema
 from dasktrain.data.table import Table as Table
-from dasktrain.data.texts import Text as Text
+from dasktrain.data.text import Text as Text
 from dasktrain.estimators import LanguageModel as LanguageModel
 from dasktrain.estimators import Seq2Seq as Seq2Seq
 from dasktrain.estimators import TextClassifier as TextClassifier

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from dasktrain.data.source import Schema, Source
-from dasktrain.data.text import TextSource
-from dasktrain.data.texts import Text
+from dasktrain.data.text import Text
+from dasktrain.data.tokenised import TextSource
 from dasktrain.errors import BadInput, known_keywords
 from dasktrain.models import Decoder, Encoder, EncoderDecoder
 from dasktrain.objective import Measure, accuracy

@@ -11,7 +11,7 @@ from torch import nn
 
 from dasktrain.data.block import Block, Collate, batches, call
 from dasktrain.data.source import Encoding, Source, check_surveys
-from dasktrain.data.text import run_each
+from dasktrain.data.tokenised import run_each
 from dasktrain.objective import Measure, detached, measure
 
 #: rows per forward pass

@@ -20,7 +20,7 @@ from dasktrain.data.packed import PackedEncoding
 from dasktrain.data.paired import PairedEncoding
 from dasktrain.data.source import Encoding
 from dasktrain.data.table import from_pandas
-from dasktrain.data.text import strings, texts_of
+from dasktrain.data.tokenised import strings, texts_of
 from dasktrain.errors import BadInput
 from dasktrain.shipping import pack, run_packed
 

@@ -20,7 +20,7 @@ from torch import nn
 import dasktrain as dt
 from dasktrain.data.block import batches
 from dasktrain.data.packed import IGNORED
-from dasktrain.data.text import partitions_of
+from dasktrain.data.tokenised import partitions_of
 from dasktrain.models import Decoder, EncoderDecoder, TextCNN
 from tests import small
 from tests.test_tokens import words

@@ -90,7 +90,7 @@ TEXTS: dict[str, tuple[Callable[..., Any], Callable[[], Any], list[str]]] = {
     "documents are all empty": (went_on, lambda: text(["", "", ""]), ["must have rows"]),
     "record lacks the text": (went_on, lambda: text(bag([[{"a": "to"}, {"b": "be"}]]), "a"), ["'a'", "partition 0"]),
     "record lacks the label": (classified, lambda: text(bag([[("to",), ("be", 1)]]), 0, 1), ["1", "partition 0"]),
-    "record is no record": (went_on, lambda: text(["to", "be"], "a"), ["'a'", "partition 0"]),
+    "record is no record": (went_on, lambda: text(bag([["to", "be"]]), "a"), ["'a'", "partition 0"]),
     "token is no number": (went_on, lambda: text(VERSE, tokenizer=str.split), ["whole numbers"]),
     "token is too large": (
         went_on,

@@ -14,7 +14,7 @@ from dasktrain.data.records import ByFunction, NotSaved, Records, RecordsEncodin
 from dasktrain.data.source import Encoding
 from dasktrain.data.table import Table, TableEncoding
 from dasktrain.data.target import Labels, Numbers, Target
-from dasktrain.data.texts import Text
+from dasktrain.data.text import Text
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import BadInput
 

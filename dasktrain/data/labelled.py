@@ -17,7 +17,7 @@ from dasktrain.data.plain import to_json
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Input, Schema, Survey, sample_target
 from dasktrain.data.target import Labels, Numbers, Target, fit_labels, survey_target
-from dasktrain.data.text import TextSource, Tokenised, run_each, strings, texts_of
+from dasktrain.data.tokenised import TextSource, Tokenised, run_each, strings, texts_of
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import DataError
 

@@ -14,7 +14,7 @@ from dasktrain.data.block import Batch, Block, Column, as_block
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.target import TargetSurvey
-from dasktrain.data.text import TextSource, Tokenised, run_each
+from dasktrain.data.tokenised import TextSource, Tokenised, run_each
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import BadInput, DataError
 

@@ -15,7 +15,7 @@ from dasktrain.data.packed import IGNORED, SAMPLE_TOKENS
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.target import TargetSurvey
-from dasktrain.data.text import TextSource, Tokenised, run_each, strings, texts_of
+from dasktrain.data.tokenised import TextSource, Tokenised, run_each, strings, texts_of
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import DataError
 

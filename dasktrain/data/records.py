@@ -13,7 +13,7 @@ from dasktrain.data.block import Batch, Block, Column, as_block
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Persist, Schema, Survey
 from dasktrain.data.target import TargetSurvey
-from dasktrain.data.text import run_each
+from dasktrain.data.tokenised import run_each
 from dasktrain.errors import BadInput, DataError, known_keywords
 from dasktrain.shipping import record_from_bytes, record_to_bytes
 

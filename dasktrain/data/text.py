@@ -1,190 +1,98 @@
-"""Texts as training data: where they are read from, and their tokens, made once."""
+"""What a user calls: one name for the three kinds of text data."""
 
-import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from numbers import Integral
+from typing import Any
 
-import dask
-import dask.bag as db
 import dask.dataframe as dd
 import pandas as pd
-from dask.delayed import Delayed
 
-from dasktrain.data.block import Batch
-from dasktrain.data.ragged import Ragged
-from dasktrain.data.source import Encoding, Persist, Survey
-from dasktrain.data.table import PANDAS_PARTITIONS, from_pandas
-from dasktrain.data.tokens import Tokenizer, cut_to
-from dasktrain.errors import DataError
-from dasktrain.shipping import pack, run_packed
-
-Field = Hashable
-S = TypeVar("S", bound="TextSource")
+from dasktrain.data.labelled import LabelledText
+from dasktrain.data.packed import PackedText
+from dasktrain.data.paired import PairedText
+from dasktrain.data.target import is_float
+from dasktrain.data.tokenised import Field, Reader, TextSource, opened, partitions_of
+from dasktrain.data.tokens import as_tokenizer
+from dasktrain.errors import BadInput, known_keywords
 
 
-class Tokenised(NamedTuple):
-    """One partition's texts as tokens."""
+@known_keywords
+def Text(  # noqa: N802 - beside Table and Arrays, and it may become a class
+    source: Any,
+    text: Field | None = None,
+    label: Field | None = None,
+    into: Field | None = None,
+    tokenizer: Any = "bytes",
+    into_tokenizer: Any = None,
+    context: int = 256,
+    vocab_size: int | None = None,
+    classes: bool | None = None,
+) -> TextSource:
+    """Texts as training data, for one of three tasks.
 
-    texts: Ragged
-    written: Ragged | None  # the text that each is to be turned into
-    labels: list[Any] | None
-    cut: int  # texts that were longer than they may be
+    ================  =================================================================================================
+    neither given     **language model**: documents, each followed by the token `end`, are one stream that is cut into
+                      rows of `context` tokens, across documents and partitions; ``model(input_ids)`` foretells every
+                      token but the first
+    ``label=``        **classification**, or regression: ``model(input_ids, attention_mask)``, texts padded to the
+                      longest of a shard's rows in a round; texts of like length are read together
+    ``into=``         **sequence to sequence**: ``model(input_ids, attention_mask, decoder_input_ids)``, texts and what
+                      is to be written padded likewise; the decoder reads what it should have written (teacher forcing)
+    ================  =================================================================================================
 
-
-@dataclass(frozen=True)
-class Reader:
-    """Turns a partition into tokens; travels to the workers.
-
-    Attributes
-    ----------
-    fields : tuple
-        Of a record: where its text, its label and the text to write are. A first None: the record is the text.
-    tokenizers : tuple of Tokenizer
-        Of texts read and of those written.
-    longest : int or None
-        Tokens that a text may have; None: texts are parts of a stream.
-    """
-
-    fields: tuple[Field | None, Field | None, Field | None]
-    tokenizers: tuple[Tokenizer, Tokenizer]
-    longest: int | None
-
-    def __call__(self, partition: Any, number: int) -> Tokenised:
-        """Tokenise one partition."""
-        text, label, into = self.fields
-        records = partition if isinstance(partition, pd.DataFrame) else list(partition)
-        read, write = self.tokenizers
-        texts, cut = read.encode(strings(column(records, text, number), f"partition {number}"), self.longest)
-        written, more = None, 0
-        if into is not None:
-            # Without tokens that say where it begins and ends, and a place less: a batch adds `start` and `end`.
-            whole, _ = write.encode(strings(column(records, into, number), f"partition {number}"), None)
-            written, more = cut_to(whole, None if self.longest is None else self.longest - 1)
-        return Tokenised(texts, written, None if label is None else column(records, label, number), cut + more)
-
-
-def column(records: Any, field: Field | None, number: int = 0) -> list[Any]:
-    """Return one field of all records of partition `number`, None: the records themselves."""
-    if field is None:
-        return list(records)
-    try:
-        return list(records[field]) if isinstance(records, pd.DataFrame) else [record[field] for record in records]
-    except (KeyError, IndexError, TypeError) as error:
-        raise DataError(
-            f"Every record must have {field!r}, however in partition {number} one has not: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def texts_of(partition: Any, field: Field | None) -> list[Any]:
-    """Return the texts of a partition that is to be read: of records as in training one field, of texts they."""
-    records = partition if isinstance(partition, pd.DataFrame) else list(partition)
-    whole = isinstance(records, pd.DataFrame) or any(isinstance(record, dict | list | tuple) for record in records)
-    return column(records, field if whole else None)
-
-
-def strings(values: Sequence[Any], where: str) -> list[str]:
-    """Return texts as strings that are valid Unicode; bytes must be UTF-8."""
-    kinds = set(map(type, values))
-    if not kinds <= {str, bytes}:
-        missing = [value for value in values if not isinstance(value, str | bytes)]
-        if missing:
-            raise DataError(
-                f"Every text must be a string, however {len(missing)} of {len(values)} in {where} are not, such as "
-                f"{missing[0]!r}; drop those rows or make them empty strings"
-            )
-    try:
-        texts = (
-            [value.decode() if isinstance(value, bytes) else value for value in values] if bytes in kinds else values
-        )
-        "".join(texts).encode()  # half a surrogate pair stands for a byte that was not UTF-8
-    except UnicodeError as error:
-        raise DataError(
-            f"Every text must be UTF-8, however in {where} one is not: {error.reason}; read it with "  # type: ignore[attr-defined]
-            'errors="replace" or drop it'
-        ) from error
-    return list(texts)
-
-
-class TextSource(ABC):
-    """Partitions of texts; each kind of task has a body of its own.
+    Targets of the first and the last are (rows, tokens), -100 where nothing is to be foretold; use
+    :func:`dasktrain.text.cross_entropy`, whose denominator is the tokens of the whole round. Inputs are passed by name
+    to a module whose ``forward`` has these names, as Hugging Face's do, and in this order to any other.
 
     Parameters
     ----------
-    partitions
-        One task each, whose result is a DataFrame or an iterable of records.
-    reader
-        How they become tokens.
+    source
+        Dask Bag (``db.read_text(...)``), DataFrame or Series of Dask or pandas, a list, or the URL of a Parquet data
+        set. Tokenised once, on the workers; Dask spills what does not fit in memory.
+    text
+        Column that holds the texts; of a Bag's records the key or place. None: the records are texts.
+    label
+        Column, key or place of what is to be said of a text.
+    into
+        Column, key or place of the text to be written.
+    tokenizer
+        ``"bytes"`` (256 tokens), a ``tokenizers.Tokenizer`` or a fast tokenizer of transformers, or a function that
+        returns the tokens of a text. Special tokens it lacks are added behind its own.
+    into_tokenizer
+        Of what is written; None: the same.
+    context
+        Tokens of a row. Longer labelled or paired texts are cut to it, which is counted and told.
+    vocab_size
+        Tokens that a tokenizer which is a function may return; None: as many as the data has.
+    classes
+        Whether the label is a class. None: unless it is a floating-point column.
+
+    Raises
+    ------
+    DataError
+        Now: a column that is not there. Before the first round: texts that are missing or not UTF-8, tokens that a
+        tokenizer should not return, a label of the validation data that training does not have.
     """
-
-    def __init__(self, partitions: Sequence[Delayed], reader: Reader) -> None:
-        self.reader = reader
-        self.tokens = run_each(reader, (), partitions, range(len(partitions)))
-
-    def staged(self: S, persist: Persist) -> S:
-        """Return this source with its tokens in the cluster's memory."""
-        staged = copy.copy(self)
-        staged.tokens = persist(self.tokens)
-        return staged
-
-    @abstractmethod
-    def survey(self) -> list[Delayed]:
-        """Return one task per partition whose result is its Survey."""
-
-    @abstractmethod
-    def fit(self, surveys: Sequence[Survey]) -> Encoding:
-        """Fit an encoding to the surveys of all partitions, in their order."""
-
-    @abstractmethod
-    def sample(self, encoding: Encoding, surveys: Sequence[Survey], rows: int) -> Batch:
-        """Make up texts like these, if they fit the encoding."""
-
-    @abstractmethod
-    def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
-        """Return one task per partition whose result is its Block."""
-
-
-def run_each(function: Callable[..., Any], bound: tuple[Any, ...], *columns: Iterable[Any]) -> list[Delayed]:
-    """Return a task for each of the columns' rows that calls ``function(*bound, *row)``.
-
-    What is bound goes to the cluster as bytes, once for all tasks however large a tokenizer is.
-    """
-    shipped = dask.delayed(pack(function, *bound), pure=True)
-    run = dask.delayed(run_packed, name=f"dasktrain-{getattr(function, '__name__', 'read').strip('_')}", pure=True)
-    return [run(shipped, *row) for row in zip(*columns, strict=True)]
-
-
-def opened(source: Any) -> Any:
-    """Return the DataFrame that a URL stands for, anything else as it is."""
-    return dd.read_parquet(str(source)) if isinstance(source, str | Path) else source
-
-
-def partitions_of(source: Any, text: Field | None, *others: Field | None) -> tuple[list[Delayed], Field | None]:
-    """Return one task per partition of what a user may give as texts, and the field that holds them.
-
-    Of a DataFrame's columns only that one and the `others` are read.
-    """
+    if label is not None and into is not None:
+        raise BadInput("Text must have a label or be turned into another text, however both are given")
+    if not isinstance(context, Integral) or context < 2:
+        raise BadInput(f"context must be a whole number of at least 2 tokens, however it is {context}")
     source = opened(source)
-    if isinstance(source, pd.DataFrame | pd.Series):
-        source = from_pandas(source.to_frame() if isinstance(source, pd.Series) else source)
-    if isinstance(source, dd.Series):
+    for name, field in (("label", label), ("into", into)):
+        _check_column(source, name, field)
+    partitions, text = partitions_of(source, text, label, into)
+    read = as_tokenizer(tokenizer, vocab_size)
+    written = read if into_tokenizer is None else as_tokenizer(into_tokenizer)
+    longest = None if label is None and into is None else context
+    reader = Reader((text, label, into), (read, written), longest)
+    if label is not None:
+        dtype = source.dtypes[str(label)] if isinstance(source, pd.DataFrame | dd.DataFrame) else None
+        as_labels = classes if classes is not None else dtype is None or not is_float(dtype)
+        return LabelledText(partitions, reader, context, as_labels, dtype)
+    return PackedText(partitions, reader, context) if into is None else PairedText(partitions, reader, context)
+
+
+def _check_column(source: Any, name: str, field: Field | None) -> None:
+    if isinstance(source, pd.Series | dd.Series):
         source = source.to_frame()
-    if isinstance(source, dd.DataFrame):
-        names = list(source.columns)
-        text = names[0] if text is None and len(names) == 1 else text
-        if text not in names:
-            raise DataError(f"text must name the column that holds texts, one of {names}, however it is {text!r}")
-        read = [name for name in names if name == text or name in others]
-        with dask.config.set({"optimization.tune.active": False}):
-            return list(source[read].to_delayed()), text
-    if isinstance(source, list | tuple):
-        source = db.from_sequence(source, npartitions=min(PANDAS_PARTITIONS, max(1, len(source))))
-    if not isinstance(source, db.Bag):
-        raise DataError(
-            "Texts must come as a Dask Bag, a DataFrame or Series, a list or the URL of a Parquet data set, however "
-            f"they are {type(source)}"
-        )
-    return list(source.to_delayed()), text
+    if field is not None and isinstance(source, pd.DataFrame | dd.DataFrame) and field not in list(source.columns):
+        raise BadInput(f"{name} must be a column, one of {list(source.columns)}, however it is {field!r}")
