@@ -4,7 +4,7 @@ from collections import deque
 from statistics import median
 
 #: an answer is late after so many times what a round usually takes, and never before so many seconds
-TIMES, LEAST = 3.0, 1.0
+TIMES, LEAST = 3.0, 0.875  # a backup is to have started within a second
 #: rounds looked back on
 WINDOW = 64
 

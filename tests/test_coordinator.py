@@ -127,7 +127,7 @@ def test_validation_has_a_pace_of_its_own() -> None:
 
 
 def test_a_backup_that_is_not_in_time_either_is_backed_up_from_when_it_was_asked() -> None:
-    running = Running(Scripted("abc", takes={"a": [inf], "b": [0.1, inf], "c": [1.9]})).attach()
+    running = Running(Scripted("abc", takes={"a": [inf], "b": [0.1, inf], "c": [1.7]})).attach()
     assert_sum_of_all(running.ask())
     assert running.wire.sent[3:] == [(LEAST, "b", (0, 1)), (2 * LEAST, "c", (0, 1))]
 
