@@ -70,3 +70,12 @@ def clean(cluster: Client) -> Iterator[Client]:
     before = left_on(cluster)
     yield cluster
     assert_left(cluster, before)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Have torch use one thread in this process, as the workers of tests do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -35,13 +35,13 @@ ESTIMATORS = [dt.LanguageModel, dt.TextClassifier, dt.Seq2Seq]
 every = pytest.mark.parametrize("kind", ESTIMATORS)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def in_this_thread() -> Iterator[None]:
     with dask.config.set(scheduler="sync"):
         yield
-    torch.set_num_threads(before)
 
 
 def made(kind: Any, **settings: Any) -> Any:

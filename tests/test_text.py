@@ -1,6 +1,6 @@
 """Texts as training data: nothing is lost, wherever they come from; predictions go out as the texts came in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -49,12 +49,7 @@ LABELS = [["short", "long", "middle"][len(text) % 3] for text in VERSE]
 FRAME = pd.DataFrame({"line": VERSE, "kind": LABELS, "back": [text[::-1] for text in VERSE]}, index=range(100, 116))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def decoder(schema: dt.Schema) -> nn.Module:

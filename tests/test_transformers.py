@@ -1,6 +1,5 @@
 """Models of Hugging Face's transformers train as they are: random ones, as small as they can be."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -22,12 +21,7 @@ SIZE, PAD = 259, 256
 BATCH, SHARDS, EPOCHS = 5, 4, 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def gpt2(schema: Any = None) -> nn.Module:

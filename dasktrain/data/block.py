@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -124,7 +125,7 @@ def lengths(read: ReadBlock, rows: Rows) -> NDArray[np.int64]:
         place = rows.partition == partition
         column = read(partition).inputs[0]
         assert isinstance(column, Ragged)
-        found[place] = column.lengths[rows.row[place]]
+        found[place] = column.lengths_of(rows.row[place])
     return found
 
 
@@ -180,7 +181,8 @@ def call(module: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> Any:
     """
     if not isinstance(inputs, dict):
         return module(*inputs)
-    return module(**inputs) if _takes(module, inputs) else module(*inputs.values())
+    forward = getattr(module.forward, "__func__", module.forward)  # of the class: the same for all its modules
+    return module(**inputs) if _takes(forward, tuple(inputs)) else module(*inputs.values())
 
 
 def scores(output: Any) -> Tensor:
@@ -189,8 +191,9 @@ def scores(output: Any) -> Tensor:
     return found
 
 
-def _takes(module: nn.Module, names: Iterable[str]) -> bool:
-    parameters = inspect.signature(module.forward).parameters
+@lru_cache
+def _takes(forward: Callable[..., Any], names: tuple[str, ...]) -> bool:
+    parameters = inspect.signature(forward).parameters
     return any(each.kind is each.VAR_KEYWORD for each in parameters.values()) or all(
         name in parameters for name in names
     )

@@ -42,13 +42,18 @@ class Ragged(NamedTuple):
         """Length of each row."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: Integers) -> Integers:
+        """Return the lengths of some rows, at the cost of these only."""
+        lengths: Integers = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
+
     def row(self, number: int) -> NDArray[Any]:
         """Return one row, a view."""
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
     def take(self, rows: Integers) -> "Ragged":
         """Return some rows, in their order."""
-        lengths = self.lengths[rows]
+        lengths = self.lengths_of(rows)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         # Place j of the result is so far from the beginning of its row as it is from where that row is read.
         places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)

@@ -140,10 +140,10 @@ class Records:
         if not callable(collate):
             raise DataError(f"collate must be a function of a list of records, however it is {type(collate)}")
         self.collate = ByFunction(collate)
-        self.blocks = run_each(_block, (), partitions)
+        self.partitions = list(partitions)
 
     def __repr__(self) -> str:
-        return f"Records({len(self.blocks)} partitions)"
+        return f"Records({len(self.partitions)} partitions)"
 
     def staged(self, persist: Persist) -> "Records":
         """Return these records: what is read twice is the user's own."""
@@ -151,7 +151,7 @@ class Records:
 
     def survey(self) -> list[Delayed]:
         """Return one task per partition whose result is its Survey."""
-        return run_each(_survey, (), self.blocks)
+        return run_each(_survey, (), self.partitions)
 
     def fit(self, surveys: Sequence[Survey]) -> RecordsEncoding:
         """Return the encoding; nothing is fitted."""
@@ -175,7 +175,7 @@ class Records:
 
     def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
         """Return one task per partition whose result is its Block."""
-        return self.blocks
+        return run_each(_block, (), self.partitions)
 
 
 def pickled(records: Sequence[Any]) -> Ragged:
@@ -187,8 +187,7 @@ def _block(partition: Any) -> Block:
     return as_block((pickled(list(partition)),))
 
 
-def _survey(block: Block) -> Survey:
-    (records,) = block.inputs
-    assert isinstance(records, Ragged)
-    first = records.row(0).tobytes() if records.num_rows else None
-    return Survey(records.num_rows, TargetSurvey(None, 0), columns={"first": first})
+def _survey(partition: Any) -> Survey:
+    records = list(partition)
+    first = record_to_bytes(records[0]) if records else None
+    return Survey(len(records), TargetSurvey(None, 0), columns={"first": first})
