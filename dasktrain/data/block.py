@@ -73,6 +73,26 @@ class Batch:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Some rows as blocks hold them.
+
+    Attributes
+    ----------
+    columns : tuple
+        A Tensor or a Ragged each.
+    target, weight : Tensor or None
+        (count, ...) and (count,).
+    count : int
+        How many rows these are.
+    """
+
+    columns: tuple[Any, ...]
+    target: Tensor | None
+    weight: Tensor | None
+    count: int
+
+
 class Collate(Protocol):
     """Makes a batch of gathered rows; shipped to every worker, so it is small."""
 
@@ -80,9 +100,7 @@ class Collate(Protocol):
     def by_length(self) -> bool:
         """Whether rows of like length, that of the first column's, had better be read together."""
 
-    def __call__(
-        self, inputs: tuple[Tensor | Ragged, ...], target: Tensor | None, weight: Tensor | None, rows: int
-    ) -> Batch:
+    def __call__(self, rows: Gathered) -> Batch:
         """Return the batch."""
 
 
@@ -92,11 +110,9 @@ class Stack:
 
     by_length = False
 
-    def __call__(
-        self, inputs: tuple[Tensor | Ragged, ...], target: Tensor | None, weight: Tensor | None, rows: int
-    ) -> Batch:
-        """Return the batch: ``model(*inputs)``."""
-        return Batch(inputs, target, weight, rows)
+    def __call__(self, rows: Gathered) -> Batch:
+        """Return them as they are: ``model(*inputs)``."""
+        return Batch(rows.columns, rows.target, rows.weight, rows.count)
 
 
 #: partition number -> its block; a lease brings one that reads from its worker's memory
@@ -149,12 +165,13 @@ def _batch(
 
     targets = [block.target for block in blocks if block.target is not None]
     weights = [block.weight for block in blocks if block.weight is not None]
-    return collate(
+    gathered = Gathered(
         tuple(column(list(columns)) for columns in zip(*(block.inputs for block in blocks), strict=True)),
         array(targets) if targets else None,
         array(weights) if weights else None,
         sum(map(len, chosen)),
     )
+    return collate(gathered)
 
 
 def unlabelled(inputs: tuple[Column, ...]) -> Block:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
-from torch import Tensor
 
-from dasktrain.data.block import Batch, Block, Collate, Column, as_block
+from dasktrain.data.block import Batch, Block, Collate, Column, Gathered, as_block
 from dasktrain.data.packed import SAMPLE_TOKENS
 from dasktrain.data.plain import to_json
 from dasktrain.data.ragged import Ragged
@@ -30,13 +29,11 @@ class Padded:
 
     by_length = True
 
-    def __call__(
-        self, inputs: tuple[Tensor | Ragged, ...], target: Tensor | None, weight: Tensor | None, rows: int
-    ) -> Batch:
+    def __call__(self, rows: Gathered) -> Batch:
         """Return (rows, longest) tokens and their mask."""
-        (texts,) = inputs
-        assert isinstance(texts, Ragged)
-        return Batch({"input_ids": texts.padded(self.pad), "attention_mask": texts.mask()}, target, weight, rows)
+        (texts,) = rows.columns
+        read = {"input_ids": texts.padded(self.pad), "attention_mask": texts.mask()}
+        return Batch(read, rows.target, rows.weight, rows.count)
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class LabelledText(TextSource):
         longest = max(1, *(survey.columns["longest"] for survey in surveys))
         rows = max(1, min(rows, SAMPLE_TOKENS // longest))
         return encoding.collate(
-            (made_up_texts(rows, longest, vocabulary.size),), sample_target(encoding.target, rows), None, rows
+            Gathered((made_up_texts(rows, longest, vocabulary.size),), sample_target(encoding.target, rows), None, rows)
         )
 
     def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:

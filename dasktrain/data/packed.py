@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from dask.delayed import Delayed
-from torch import Tensor
 
-from dasktrain.data.block import Batch, Block, Column, as_block
+from dasktrain.data.block import Batch, Block, Column, Gathered, as_block
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.target import TargetSurvey
@@ -55,17 +54,12 @@ class Shift:
 
     by_length = False
 
-    def __call__(
-        self, inputs: tuple[Tensor | Ragged, ...], target: Tensor | None, weight: Tensor | None, rows: int
-    ) -> Batch:
+    def __call__(self, rows: Gathered) -> Batch:
         """Return (rows, context) tokens and targets; what lies behind the end of the stream is not counted."""
-        tokens, lengths = inputs
-        assert isinstance(tokens, Tensor)
-        assert isinstance(lengths, Tensor)
+        tokens, lengths = rows.columns
         behind = torch.arange(1, tokens.shape[1]) >= lengths[:, None]
-        return Batch(
-            {"input_ids": tokens[:, :-1].contiguous()}, tokens[:, 1:].masked_fill(behind, IGNORED), weight, rows
-        )
+        read = {"input_ids": tokens[:, :-1].contiguous()}
+        return Batch(read, tokens[:, 1:].masked_fill(behind, IGNORED), rows.weight, rows.count)
 
 
 @dataclass(frozen=True)
@@ -130,7 +124,7 @@ class PackedText(TextSource):
         size = encoding.vocabulary.size
         tokens = (size - 1 - torch.arange(rows * (self.context + 1))) % size  # from the largest on
         lengths = torch.full((rows,), self.context + 1)
-        return encoding.collate((tokens.reshape(rows, -1), lengths), None, None, rows)
+        return encoding.collate(Gathered((tokens.reshape(rows, -1), lengths), None, None, rows))
 
     def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
         """Return one task per partition whose result is its Block."""

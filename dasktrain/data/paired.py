@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from dask.delayed import Delayed
-from torch import Tensor
 
-from dasktrain.data.block import Batch, Block, Collate, Column, as_block
+from dasktrain.data.block import Batch, Block, Collate, Column, Gathered, as_block
 from dasktrain.data.labelled import made_up_texts
 from dasktrain.data.packed import IGNORED, SAMPLE_TOKENS
 from dasktrain.data.ragged import Ragged
@@ -31,23 +30,19 @@ class TeacherForced:
 
     by_length = True
 
-    def __call__(
-        self, inputs: tuple[Tensor | Ragged, ...], target: Tensor | None, weight: Tensor | None, rows: int
-    ) -> Batch:
+    def __call__(self, rows: Gathered) -> Batch:
         """Return what the encoder and the decoder read, and what the decoder is to write."""
-        texts, *written = inputs
-        assert isinstance(texts, Ragged)
+        texts, *written = rows.columns
         named = {"input_ids": texts.padded(self.pad), "attention_mask": texts.mask()}
         if not written:
-            return Batch(named, None, weight, rows)
+            return Batch(named, None, rows.weight, rows.count)
         (answer,) = written
-        assert isinstance(answer, Ragged)
         wanted = answer.followed_by(self.end).padded(IGNORED)
-        before = torch.full((rows, 1), self.start)
+        before = torch.full((rows.count, 1), self.start)
         named["decoder_input_ids"] = torch.cat(
             [before, wanted[:, :-1].masked_fill(wanted[:, :-1] == IGNORED, self.pad_written)], dim=1
         )
-        return Batch(named, wanted, weight, rows)
+        return Batch(named, wanted, rows.weight, rows.count)
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ class PairedText(TextSource):
         for vocabulary, top, length in zip(vocabularies, tops.tolist(), longest.tolist(), strict=True):
             vocabulary.check(top)
             texts.append(made_up_texts(rows, max(1, length), vocabulary.size))
-        return encoding.collate(tuple(texts), None, None, rows)
+        return encoding.collate(Gathered(tuple(texts), None, None, rows))
 
     def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
         """Return one task per partition whose result is its Block."""

@@ -9,7 +9,7 @@ import torch
 from dask.delayed import Delayed
 from torch import Tensor
 
-from dasktrain.data.block import Batch, Block, Column, as_block
+from dasktrain.data.block import Batch, Block, Column, Gathered, as_block
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Persist, Schema, Survey
 from dasktrain.data.target import TargetSurvey
@@ -29,13 +29,10 @@ class ByFunction:
 
     by_length = False
 
-    def __call__(
-        self, inputs: tuple[Tensor | Ragged, ...], target: Tensor | None, weight: Tensor | None, rows: int
-    ) -> Batch:
+    def __call__(self, rows: Gathered) -> Batch:
         """Unpickle records and collate them."""
-        (pickled,) = inputs
-        assert isinstance(pickled, Ragged)
-        return self.batch([record_from_bytes(pickled.row(number).tobytes()) for number in range(rows)])
+        (pickled,) = rows.columns
+        return self.batch([record_from_bytes(pickled.row(number).tobytes()) for number in range(rows.count)])
 
     def batch(self, records: list[Any]) -> Batch:
         """Call the user's function, and see that it returned what it must."""
