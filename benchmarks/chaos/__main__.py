@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chaos import cost, drivers, kills, schedules, stops
+from benchmarks.chaos import cost, drivers, kills, network, schedules, stops
 from benchmarks.measure import write
 
 CASES = {
@@ -16,6 +16,7 @@ CASES = {
     "drivers": drivers.run,
     "losses": kills.losses,
     "stops": stops.run,
+    "network": network.run,
     "goodput": cost.goodput,
     "checkpoints": cost.checkpoints,
 }
