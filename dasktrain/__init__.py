@@ -22,6 +22,9 @@ from dasktrain.remote import RemoteRun as RemoteRun
 from dasktrain.remote import attach as attach
 from dasktrain.result import Result as Result
 from dasktrain.result import load as load
+from dasktrain.running import RunStatus as RunStatus
+from dasktrain.running import runs as runs
+from dasktrain.running import stop as stop
 from dasktrain.strategies import GradientAveraging as GradientAveraging
 from dasktrain.trainer import Trainer as Trainer
 from dasktrain.wire.local import LocalWire as LocalWire
@@ -41,6 +44,7 @@ __all__ = [
     "Records",
     "RemoteRun",
     "Result",
+    "RunStatus",
     "Schema",
     "Seq2Seq",
     "Table",
@@ -52,5 +56,7 @@ __all__ = [
     "errors",
     "load",
     "models",
+    "runs",
+    "stop",
     "text",
 ]

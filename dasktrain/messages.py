@@ -3,9 +3,11 @@
 A message travels as a header of plain values (msgpack or JSON will do) and a list of flat arrays.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from dasktrain.errors import WireError
 Header = dict[str, Any]
 Vector = NDArray[Any]
 Kind = Literal["train", "evaluate"]
+T = TypeVar("T")
 DTYPES = ("float32", "float64", "uint8")
 
 
@@ -72,10 +75,36 @@ def encode_ask(task: Task, state: State) -> tuple[Header, list[Vector]]:
     return {"task": asdict(task), "dtype": str(state.parameters.dtype)}, [state.parameters, state.buffers]
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Have whatever a message lacks, or has of another kind, be a WireError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(
+            f"A message must have the parts of its kind, however {type(error).__name__}: {error}; "
+            "see that only drivers and workers of one run are connected"
+        ) from error
+
+
+@_reading()
 def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
-    """Turn header and raw frames back into a task and its state; the arrays are views of the frames."""
+    """Turn header and raw frames back into a task and its state; the arrays are views of the frames.
+
+    Raises
+    ------
+    WireError
+        They are not what `encode_ask` makes.
+    """
     parameters, buffers = frames
-    return Task(**header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
+    return _task(header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
+
+
+@_reading()
+def decode_attach(header: Header, frames: Sequence[Any]) -> tuple[Task, bytes, bytes]:
+    """Turn the first message to a lease into the task to get ready for, its replica and its keys, both packed."""
+    replica, keys = map(bytes, frames)
+    return _task(header["stage"]), replica, keys
 
 
 def encode_reply(reply: Answer | Failure) -> tuple[Header, list[Vector]]:
@@ -93,22 +122,48 @@ def encode_reply(reply: Answer | Failure) -> tuple[Header, list[Vector]]:
     return {"nodes": nodes, "seconds": reply.seconds, "task": task}, arrays
 
 
+@_reading()
 def decode_reply(header: Header, frames: Sequence[Any]) -> Answer | Failure:
-    """Turn header and raw frames back into an answer or a failure."""
-    task = Task(**header["task"]) if header["task"] else None
+    """Turn header and raw frames back into an answer or a failure.
+
+    Raises
+    ------
+    WireError
+        They are not what `encode_reply` makes.
+    """
+    task = _task(header["task"]) if header["task"] is not None else None
     if "error" in header or task is None:
-        return Failure(header["error"], header["text"], header["traceback"], task)
-    rest = iter(frames)
-    partials = tuple(
-        Partial(
-            start,
-            stop,
-            _array(next(rest), dtype) if dtype else None,
-            _array(next(rest), "float64") if sums else None,
-        )
-        for start, stop, dtype, sums in header["nodes"]
-    )
+        return Failure(*(_of(str, header[name]) for name in ("error", "text", "traceback")), task)
+    rest = list(frames)[::-1]
+    partials = tuple(_partial(*node, rest) for node in header["nodes"])
+    if rest or not math.isfinite(_of(float, header["seconds"])):
+        raise ValueError(f"{len(rest)} frames belong to no node, after {header['seconds']} seconds")
     return Answer(task, partials, header["seconds"])
+
+
+def _partial(start: Any, stop: Any, dtype: Any, sums: Any, rest: list[Any]) -> Partial:
+    """Return a node, whose arrays are the last of `rest`."""
+    if len(rest) < (dtype is not None) + bool(sums):
+        raise ValueError("a node's arrays are missing")
+    vector = _array(rest.pop(), dtype) if dtype is not None else None
+    return Partial(_of(int, start), _of(int, stop), vector, _array(rest.pop(), "float64") if sums else None)
+
+
+def _task(plain: Any) -> Task:
+    task = Task(**plain)
+    for number in (task.epoch, task.round, task.start, task.stop):
+        _of(int, number)
+    if _of(str, task.kind) not in get_args(Kind):
+        raise ValueError(f"a task is of kind {task.kind!r}")
+    _of(str, task.run)
+    return task
+
+
+def _of(kind: type[T], value: Any) -> T:
+    """Return a value that must be of exactly this type."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.80} is not {kind.__name__}")
+    return value
 
 
 def _array(frame: Any, dtype: str) -> Vector:

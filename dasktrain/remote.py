@@ -37,8 +37,8 @@ def launch(fitting: Fitting, client: Client) -> "RemoteRun":
     there = [observer for observer in fitting.trainer.observers if observer.runs_on == "driver"]
     sent = pack(_drive, run, _observed_by(fitting, there), dask.config.get("dasktrain", {}))
     with quiet_graphs():
-        future = client.submit(run_packed, sent, key=_name(run), pure=False, retries=RETRIES)
-    client.publish_dataset(future, name=_name(run))
+        future = client.submit(run_packed, sent, key=driver_name(run), pure=False, retries=RETRIES)
+    client.publish_dataset(future, name=driver_name(run))
     for observer in here:
         observer.stage(f"run {run} has its driver on the cluster; dt.attach({run!r}) finds it again")
     return RemoteRun(run, client, future, here)
@@ -63,10 +63,12 @@ def attach(run: str, client: Client | None = None, observers: Sequence[Observer]
     """
     client = client or Client.current()
     try:
-        future = client.get_dataset(_name(run))
+        future = client.get_dataset(driver_name(run))
     except KeyError:
         known = [
-            name.removeprefix(_name("")) for name in map(str, client.list_datasets()) if name.startswith(_name(""))
+            name.removeprefix(driver_name(""))
+            for name in map(str, client.list_datasets())
+            if name.startswith(driver_name(""))
         ]
         raise BadInput(
             f"A run must be on the cluster until its result was fetched, however {run!r} is none of {known}"
@@ -100,13 +102,13 @@ class RemoteRun:
 
     def _remembered(self, replay: Replay) -> None:
         """Play what the cluster remembers, and go on without what it does not."""
-        for _, message in self._client.get_events(_topic(self.id)):
+        for _, message in self._client.get_events(progress_topic(self.id)):
             replay.play(message)
         replay.skip()
 
     def stop(self) -> None:
         """Ask it to end after the round under way; its result is that so far."""
-        self._client.log_event(_control(self.id), "stop")
+        self._client.log_event(control_topic(self.id), "stop")
 
     def result(self, timeout: float | None = None) -> Result:
         """Show progress until the run has ended, and return its result, which the cluster then forgets.
@@ -150,14 +152,14 @@ class RemoteRun:
     def _messages(self) -> Iterator["SimpleQueue[Any]"]:
         """Hear what the driver tells, from its beginning as far as the cluster remembers it."""
         messages: SimpleQueue[Any] = SimpleQueue()
-        self._client.subscribe_topic(_topic(self.id), lambda event: messages.put(event[1]))
+        self._client.subscribe_topic(progress_topic(self.id), lambda event: messages.put(event[1]))
         try:
-            for _, message in self._client.get_events(_topic(self.id)):
+            for _, message in self._client.get_events(progress_topic(self.id)):
                 messages.put(message)  # some come twice, in between, or not at all; each has a number
             yield messages
         finally:
             if self._client.status == "running":
-                self._client.unsubscribe_topic(_topic(self.id))
+                self._client.unsubscribe_topic(progress_topic(self.id))
 
     @staticmethod
     def _play(replay: Replay, messages: "SimpleQueue[Any]", timeout: float) -> None:
@@ -175,21 +177,37 @@ class RemoteRun:
         try:
             payload = self._future.result()
         finally:
-            self._client.unpublish_dataset(_name(self.id))
+            self._client.unpublish_dataset(driver_name(self.id))
             self._future.release()
         result: Result = run_packed(payload)
         return result
 
 
-def _name(run: str) -> str:
+@contextmanager
+def obeying(run: str, client: Client, stop: threading.Event) -> Iterator[None]:
+    """Set `stop` when someone has asked, or asks, the run to end."""
+    client.subscribe_topic(control_topic(run), lambda event: stop.set())
+    try:
+        if client.get_events(control_topic(run)):
+            stop.set()
+        yield
+    finally:
+        if client.status == "running":
+            client.unsubscribe_topic(control_topic(run))
+
+
+def driver_name(run: str) -> str:
+    """Name the task that drives a run, and the data set it is published as."""
     return f"dasktrain-driver-{run}"
 
 
-def _topic(run: str) -> str:
+def progress_topic(run: str) -> str:
+    """Name where a driver on the cluster tells what its observers would have seen."""
     return f"dasktrain-progress-{run}"
 
 
-def _control(run: str) -> str:
+def control_topic(run: str) -> str:
+    """Name where a driver is asked to end its run."""
     return f"dasktrain-control-{run}"
 
 
@@ -206,16 +224,10 @@ def _drive(run: str, fitting: Fitting, config: dict[str, Any]) -> bytes:
     """Be the driver: the task that `launch` submits. Dask starts it anew elsewhere if this worker dies."""
     worker, client = get_worker(), get_client()
     secede()
-    client.run_on_scheduler(_forgive, _name(run))
+    client.run_on_scheduler(_forgive, driver_name(run))
     stop = threading.Event()
-    client.subscribe_topic(_control(run), lambda event: stop.set())
-    try:
-        if client.get_events(_control(run)):
-            stop.set()
-        with dask.config.set({"dasktrain": config}):
-            return _fit(run, fitting, client, stop, lambda message: worker.log_event(_topic(run), message))
-    finally:
-        client.unsubscribe_topic(_control(run))
+    with obeying(run, client, stop), dask.config.set({"dasktrain": config}):
+        return _fit(run, fitting, client, stop, lambda message: worker.log_event(progress_topic(run), message))
 
 
 def _fit(run: str, fitting: Fitting, client: Client, stop: threading.Event, tell: Callable[[Any], None]) -> bytes:

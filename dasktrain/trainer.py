@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +16,7 @@ from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.objective import Measure
 from dasktrain.observe import Observer, Progress
 from dasktrain.plan import Partitioning, Shuffle
-from dasktrain.remote import launch
+from dasktrain.remote import launch, obeying
 from dasktrain.result import Result
 from dasktrain.state import MakeOptimizer, MakeScheduler
 from dasktrain.strategies import GradientAveraging, Strategy
@@ -200,8 +200,10 @@ class Trainer:
                     raise BadInput(f'driver="cluster" must have a Dask cluster, however client is {wire}')
                 return launch(fitting, wire.client).result()
             stop = threading.Event()
+            asked = obeying(wire.run, wire.client, stop) if isinstance(wire, DaskWire) else nullcontext()
             try:
-                return _in_thread(fitting.prepare(wire, stop).run, stop)
+                with asked:
+                    return _in_thread(fitting.prepare(wire, stop).run, stop)
             finally:
                 wire.close()
 

@@ -32,6 +32,8 @@ Message = tuple[Header, list[Any]]
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: below so many bytes a message is sent in one piece
 SMALL = 1 << 16
+#: bytes taken on a peer's word that more will come; beyond it memory grows as they do
+CREDIT = 1 << 20
 
 
 class Channel:
@@ -156,6 +158,7 @@ class Channel:
         """
         while True:
             while not self._rest:
+                self._rest = memoryview(b"")  # or what was filled could not grow
                 try:
                     self._rest = memoryview(next(self._parser))
                 except StopIteration as done:
@@ -177,7 +180,7 @@ class Channel:
         """Wait until a message, or the end of the connection, can be read; False after `timeout` seconds."""
         return bool(select.select([self._socket], [], [], timeout)[0])
 
-    def _parsed(self) -> Generator[bytearray, None, Message]:
+    def _parsed(self) -> Generator[Buffer, None, Message]:
         """Yield memory to be filled, piece by piece; return the message."""
         prefix = bytearray(PREFIX.size)
         yield prefix
@@ -188,15 +191,19 @@ class Channel:
         lengths = struct.unpack(f"<{frames}Q", announced)
         if sum(lengths) > MOST_BYTES:
             raise WireError(f"A message must be under {MOST_BYTES} bytes, however {sum(lengths)} were announced")
-        yield (text := bytearray(header_bytes))
-        header = self._header(text)
-        bodies = [self._memory(length) for length in lengths]
-        yield from bodies
-        return header, list(bodies)
+        header = self._header((yield from _growing(header_bytes)))
+        bodies = []
+        for length in lengths:
+            bodies.append((yield from self._frame(length)))
+        return header, bodies
 
-    def _memory(self, length: int) -> bytearray:
+    def _frame(self, length: int) -> Generator[Buffer, None, bytearray]:
+        """Yield the memory of a frame to be filled: that of an earlier one of the same length, if there is any."""
         place = next((place for place, free in enumerate(self._free) if len(free) == length), None)
-        memory = bytearray(length) if place is None else self._free.pop(place)
+        if place is None:
+            memory = yield from _growing(length)
+        else:
+            yield (memory := self._free.pop(place))
         self._lent.append(memory)
         return memory
 
@@ -204,11 +211,21 @@ class Channel:
     def _header(text: bytearray) -> Header:
         try:
             header = json.loads(text.decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WireError(f"A header must be JSON, however {error}") from error
         if not isinstance(header, dict):
             raise WireError(f"A header must be a JSON object, however it is {type(header).__name__}")
         return header
+
+
+def _growing(length: int) -> Generator[Buffer, None, bytearray]:
+    """Yield memory to be filled, never much more than came: what a peer announces costs it something."""
+    memory = bytearray(min(length, CREDIT))
+    yield memory
+    while (filled := len(memory)) < length:
+        memory += bytes(min(filled, length - filled))
+        yield memoryview(memory)[filled:]
+    return memory
 
 
 def detach(comm: Comm) -> socket.socket:

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -19,7 +19,7 @@ from distributed.utils_comm import gather_from_workers
 from distributed.worker import Worker
 
 from dasktrain.errors import AttachError
-from dasktrain.messages import Failure, Header, Task, decode_ask, encode_reply
+from dasktrain.messages import Failure, Header, Task, decode_ask, decode_attach, encode_reply
 from dasktrain.shipping import run_packed
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
@@ -118,7 +118,7 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
     with heap.kept(), suppress(OSError):  # the connection ended, and with it the lease
         channel.send({"attached": terms.run})
         messages = _messages(worker, channel)
-        respond = _build(worker, channel, *next(messages), terms)
+        respond = _build(worker, channel, *decode_attach(*next(messages)), terms)
         for header, frames in messages:
             task, state = decode_ask(header, frames)
             channel.send(*encode_reply(respond(task, state)))
@@ -134,9 +134,8 @@ def _messages(worker: Worker, channel: Channel) -> Iterator[tuple[Header, list[A
         yield channel.receive()
 
 
-def _build(worker: Worker, channel: Channel, header: Header, frames: Sequence[Any], terms: Terms) -> Respond:
-    """Make the replica from the driver's first message, get it ready, and say so."""
-    replica, keys = map(bytes, frames)
+def _build(worker: Worker, channel: Channel, task: Task, replica: bytes, keys: bytes, terms: Terms) -> Respond:
+    """Make the replica from what the driver sent packed, get it ready for a task, and say so."""
     try:
         respond: Respond = run_packed(replica, _Blocks(worker, run_packed(keys), terms))
         domain = respond.domain()
@@ -145,7 +144,7 @@ def _build(worker: Worker, channel: Channel, header: Header, frames: Sequence[An
         channel.send(*encode_reply(Failure("AttachError", text, traceback.format_exc())))
         raise ConnectionAbortedError(text) from error
     channel.send({"domain": domain})
-    respond.stage(Task(**header["stage"]))
+    respond.stage(task)
     channel.send({"staged": True})
     return respond
 

@@ -28,6 +28,8 @@ from dasktrain.wire import failed
 from dasktrain.wire.channel import Channel, detach
 from dasktrain.wire.lease import Terms, lease, operation
 
+#: how the task begins that holds a worker for a run; the run and the worker follow
+LEASE = "dasktrain-lease-"
 #: workers that are leased at once; the others wait their turn
 AT_ONCE = 64
 #: seconds in which a worker must take a connection to count as reachable
@@ -131,7 +133,7 @@ class Leases:
             run_packed_with,
             versions(),
             pack(lease, terms),
-            key=f"dasktrain-lease-{self._run}-{worker}",
+            key=f"{LEASE}{self._run}-{worker}",
             workers=[worker],  # and no other, or it could be stolen; `end` cancels it if the worker goes
             pure=False,
             priority=100,
