@@ -133,16 +133,18 @@ def decode_reply(header: Header, frames: Sequence[Any]) -> Answer | Failure:
     """
     task = _task(header["task"]) if header["task"] is not None else None
     if "error" in header or task is None:
-        return Failure(*(_of(str, header[name]) for name in ("error", "text", "traceback")), task)
+        error, text, traceback = (_of(str, header[name]) for name in ("error", "text", "traceback"))
+        return Failure(error, text, traceback, task)
     rest = list(frames)[::-1]
-    partials = tuple(_partial(*node, rest) for node in header["nodes"])
+    partials = tuple(_partial(node, rest) for node in header["nodes"])
     if rest or not math.isfinite(_of(float, header["seconds"])):
         raise ValueError(f"{len(rest)} frames belong to no node, after {header['seconds']} seconds")
     return Answer(task, partials, header["seconds"])
 
 
-def _partial(start: Any, stop: Any, dtype: Any, sums: Any, rest: list[Any]) -> Partial:
-    """Return a node, whose arrays are the last of `rest`."""
+def _partial(node: Any, rest: list[Any]) -> Partial:
+    """Return a node of the tree, whose arrays are the last of `rest`."""
+    start, stop, dtype, sums = node
     if len(rest) < (dtype is not None) + bool(sums):
         raise ValueError("a node's arrays are missing")
     vector = _array(rest.pop(), dtype) if dtype is not None else None
