@@ -63,17 +63,35 @@ def load_state(url: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fs, root = fsspec.core.url_to_fs(url)
     try:
         manifest = json.loads(fs.cat_file(f"{root}/{MANIFEST}"))
-        payload = fs.cat_file(f"{root}/{manifest['tensors']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole = manifest["format"] == FORMAT and manifest["seal"] == _seal(manifest)
+        payload = fs.cat_file(f"{root}/{_file_of(manifest)}")
+        whole = whole and hashlib.sha256(payload).hexdigest() == manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(
             f"A saved result must be at {url}, however it cannot be read ({type(error).__name__}: {error})"
         ) from error
-    whole = manifest.get("seal") == _seal(manifest)
-    if manifest.get("format") != FORMAT or not whole or hashlib.sha256(payload).hexdigest() != manifest.get("sha256"):
+    if not whole:
         raise BadInput(
             f"{url} must hold the bytes that were saved, however its digest or format differs; save it again"
         )
-    return load(payload), manifest
+    return _tensors(url, payload), manifest
+
+
+def _file_of(manifest: Mapping[str, Any]) -> str:
+    """Return the name of the file of tensors: one beside the manifest, and not any that a manifest may name."""
+    name = manifest["tensors"]
+    if not re.fullmatch(r"state-[0-9a-f]{16}\.safetensors", name):
+        raise ValueError(f"its tensors are in {name!r}")
+    return str(name)
+
+
+def _tensors(url: str, payload: bytes) -> dict[str, Tensor]:
+    try:
+        return dict(load(payload))
+    except Exception as error:  # of safetensors or of torch, as the case may be
+        raise BadInput(
+            f"The tensors at {url} must be safetensors, however {type(error).__name__}: {error}; save it again"
+        ) from error
 
 
 class Store:

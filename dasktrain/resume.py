@@ -3,7 +3,8 @@
 import copy
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from dasktrain.trees import flatten, unflatten
 Facts = dict[str, Any]
 #: name of the tensor that holds the rounds of the history, as lines of JSON
 ROUNDS = "history/rounds"
+#: facts of a checkpoint, besides its tree
+PARTS = ("run", "identity", "fingerprints", "encoding", "threads", "domain")
 #: partitions named in a message
 MOST = 5
 
@@ -102,12 +105,17 @@ class Saved:
         Raises
         ------
         BadInput
-            There is none.
+            There is none, or what is there is none.
         """
         tensors, facts = Store(url).newest()
-        lines = tensors.pop(ROUNDS)
-        rounds = [json.loads(line) for line in bytes(lines.numpy()).decode().splitlines()]
-        return Saved(url, facts, unflatten(facts["tree"], tensors), rounds)
+        with _as_it_was(url):
+            lines = tensors.pop(ROUNDS)
+            rounds = [json.loads(line) for line in bytes(lines.numpy()).decode().splitlines()]
+            saved = Saved(url, facts, unflatten(facts["tree"], tensors), rounds)
+            for part in PARTS:
+                _ = facts[part]
+            _ = saved.shards, saved.threads
+        return saved
 
     def check(self, identity: Facts, fingerprints: Mapping[Kind, Sequence[str]]) -> None:
         """Refuse to go on with another plan, model or data set.
@@ -131,12 +139,19 @@ class Saved:
             )
 
     def restore(self, run: Run, state: TrainState, strategy: Strategy) -> None:
-        """Put a run where the saved one was."""
-        state.restore(Snapshot(**self.tree["state"]))
-        vars(run.cursor).update(vars(Cursor(**self.tree["cursor"])))
-        strategy.load_state_dict(self.tree["strategy"])
-        run.history[:] = self.tree["epochs"]
-        run.history.rounds[:] = self.rounds
+        """Put a run where the saved one was.
+
+        Raises
+        ------
+        BadInput
+            The saved state does not fit the run's.
+        """
+        with _as_it_was(self.url):
+            state.restore(Snapshot(**self.tree["state"]))
+            vars(run.cursor).update(vars(Cursor(**self.tree["cursor"])))
+            strategy.load_state_dict(self.tree["strategy"])
+            run.history[:] = self.tree["epochs"]
+            run.history.rounds[:] = self.rounds
 
     def hand_back(self, place: int, observer: Observer) -> None:
         """Give an observer what it left in the checkpoint; it must be at the place it had."""
@@ -150,6 +165,18 @@ class Saved:
                 f"{type(observer).__name__} is at place {place}, which {name or 'nobody'} had; it starts anew",
                 stacklevel=2,
             )
+
+
+@contextmanager
+def _as_it_was(url: str) -> Iterator[None]:
+    """Have whatever a checkpoint lacks, or has of another kind, be a BadInput."""
+    try:
+        yield
+    except Exception as error:  # of torch, NumPy, optimizers, strategies
+        raise BadInput(
+            f"The checkpoint at {url} must be as it was written, however {type(error).__name__}: {error}; "
+            "resume from another, or start anew without resume="
+        ) from error
 
 
 def as_tensors(tree: Facts, rounds: bytes) -> tuple[Any, dict[str, Tensor]]:

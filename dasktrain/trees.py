@@ -50,7 +50,13 @@ def flatten(value: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 def unflatten(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Put together what `flatten` took apart; the tensors in it are those given."""
+    """Put together what `flatten` took apart; the tensors in it are those given.
+
+    Raises
+    ------
+    KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, RecursionError
+        `flatten` did not make it.
+    """
     if isinstance(plain, list):
         return [unflatten(value, tensors) for value in plain]
     if not isinstance(plain, dict):
@@ -62,17 +68,31 @@ def unflatten(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
         case "float":
             return struct.unpack("<d", bytes.fromhex(kept))[0]
         case "dtype":
-            return getattr(torch, kept)
+            return _torch_dtype(kept)
         case "tensor":
             return tensors[kept]
         case "number":
-            return np.frombuffer(bytes.fromhex(kept[1]), kept[0])[0]
+            return np.frombuffer(bytes.fromhex(kept[1]), _numpy_dtype(kept[0]))[0]
         case "array":
             dtype, shape, tensor = kept
-            return tensors[tensor].numpy().copy().view(dtype).reshape(shape)
+            return tensors[tensor].numpy().copy().view(_numpy_dtype(dtype)).reshape(shape)
         case _:
             # Not _DICTS[kind](pairs): a Counter would count them.
             return _DICTS[kind](dict(map(tuple, unflatten(kept, tensors))))
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype of torch")
+    return dtype
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    dtype = np.dtype(name)
+    if dtype.kind not in _NUMPY:
+        raise ValueError(f"{name!r} is no dtype of numbers or times")
+    return dtype
 
 
 def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -22,8 +22,21 @@ __all__ = ["Arrays", "Records", "Table", "Text", "encoding_from_json", "with_fun
 
 
 def encoding_from_json(plain: dict[str, Any]) -> Encoding:
-    """Return the encoding whose ``to_json`` gave `plain`."""
-    return _READERS[plain["source"]](plain)
+    """Return the encoding whose ``to_json`` gave `plain`.
+
+    Raises
+    ------
+    BadInput
+        No encoding gave it.
+    """
+    try:
+        encoding = _READERS[plain["source"]](plain)
+        _ = encoding.schema
+    except Exception as error:  # of whatever reads dtypes, zones, decimals and tokenizers
+        raise BadInput(
+            f"An encoding must be as it was saved, however {type(error).__name__}: {error}; save the model again"
+        ) from error
+    return encoding
 
 
 def with_function(encoding: Encoding, function: Callable[[str], Sequence[int]]) -> Encoding:
