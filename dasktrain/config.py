@@ -1,9 +1,13 @@
 """Our settings, each overridden by ``dask.config`` under "dasktrain", e.g. DASK_DASKTRAIN__TIMEOUTS__ATTACH=2min."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import dask
-from dask.utils import parse_timedelta
+from dask.utils import parse_bytes, parse_timedelta
+
+from dasktrain.errors import BadInput
 
 DEFAULTS = {
     "timeouts.workers": "60s",  # for a worker to appear when there is none, at the start and later
@@ -17,10 +21,51 @@ DEFAULTS = {
 
 
 def setting(name: str) -> Any:
-    """Return one of DEFAULTS as dask.config has it."""
-    return dask.config.get(f"dasktrain.{name}", DEFAULTS[name])
+    """Return one of DEFAULTS as dask.config has it: seconds, threads or None, bytes.
+
+    Raises
+    ------
+    BadInput
+        It is set to something else.
+    """
+    value = dask.config.get(f"dasktrain.{name}", DEFAULTS[name])
+    parse, example = _KINDS[name.partition(".")[0]]
+    try:
+        return parse(value)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise BadInput(
+            f"dasktrain.{name} of dask.config must be like {example}, however it is {value!r:.80}; set it anew"
+        ) from error
 
 
 def seconds(name: str) -> float:
     """Return a time-out of DEFAULTS in seconds."""
-    return float(parse_timedelta(setting(name), default="seconds"))
+    found: float = setting(name)
+    return found
+
+
+def _seconds(value: Any) -> float:
+    found = float(parse_timedelta(value, default="seconds"))
+    if not (math.isfinite(found) and found >= 0):
+        raise ValueError(f"{found} seconds cannot be waited for")
+    return found
+
+
+def _threads(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{value!r} is no number of threads")
+    return value
+
+
+def _bytes(value: Any) -> int:
+    found = int(parse_bytes(value))
+    if found < 0:
+        raise ValueError(f"{found} bytes cannot be kept")
+    return found
+
+
+_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "timeouts": (_seconds, "'10s'"),
+    "threads": (_threads, "1, or None"),
+    "cache": (_bytes, "'512MiB'"),
+}
