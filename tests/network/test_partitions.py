@@ -1,7 +1,6 @@
 """Several hosts, their links cut, deaf or slow in the middle of a round: the digest is that of an undisturbed run."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
