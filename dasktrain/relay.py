@@ -1,16 +1,27 @@
 """What a driver on the cluster tells its client's observers, as plain messages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from time import monotonic
 from typing import Any
 
+from dasktrain.errors import WireError
 from dasktrain.observe import History, Observer, Record, Run
 from dasktrain.state import Cursor
 
 Message = dict[str, Any]
 #: seconds of rounds that are told at once
 PAUSE = 0.25
+#: what parts of a message are
+_KINDS: dict[str, Any] = {
+    "stage": str,
+    "start": Mapping,
+    "cursor": Mapping,
+    "rounds": Sequence,
+    "past_rounds": Sequence,
+    "epoch": Mapping,
+    "past_epoch": Mapping,
+}
 #: what only the driver has
 NOT_TOLD = ("state", "cursor", "history", "capture")
 
@@ -92,7 +103,14 @@ class Replay:
         self.history = History()
 
     def play(self, message: Message) -> None:
-        """Take a message in; one that was taken before is passed over."""
+        """Take a message in; one that was taken before is passed over.
+
+        Raises
+        ------
+        WireError
+            No `Relay` made it.
+        """
+        _check(message)
         if message["attempt"] in self._over:
             return
         if message["attempt"] != self._attempt:
@@ -136,7 +154,7 @@ class Replay:
         if message is None:
             return
         past = History(list(self.history), self.history.rounds)
-        run = Run(**message["start"], state=None, cursor=Cursor(**message["cursor"]), history=past, capture=_nothing)
+        run = _run(message, past)
         for observer in self._observers:
             observer.start(run)
         self._started = run
@@ -164,6 +182,29 @@ class Replay:
             for observer in self._observers:
                 observer.end()
         self._started = None
+
+
+def _check(message: Any) -> None:
+    """Refuse what is no message: anybody on the cluster may log to a topic."""
+    try:
+        whole = type(message["attempt"]) is str and type(message["number"]) is int
+        kinds = {name: kind for name, kind in _KINDS.items() if name in message}
+        if not whole or not all(isinstance(message[name], kind) for name, kind in kinds.items()):
+            raise TypeError("a part is of another kind")
+        for record in [*message.get("rounds", ()), *message.get("past_rounds", ())]:
+            if not isinstance(record, Mapping):
+                raise TypeError("a round is no record")
+        if "start" in message:
+            _run(message, History())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WireError(
+            f"What is told of a run must be messages of its driver, however one is {message!r:.80} "
+            f"({type(error).__name__}: {error}); see who else logs to the run's topic"
+        ) from error
+
+
+def _run(message: Message, past: History) -> Run:
+    return Run(**message["start"], state=None, cursor=Cursor(**message["cursor"]), history=past, capture=_nothing)
 
 
 def _nothing() -> tuple[dict[str, Any], dict[str, Any]]:
