@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint format bench chaos clean
+.PHONY: help demo test lint format bench chaos docker-test clean
 
 help:            ## list the targets
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ bench: $(STAMP)  ## measure; writes JSON to benchmarks/results/
 
 chaos: $(STAMP)  ## break things, for half an hour; prints a table, writes JSON to benchmarks/results/
 	$(BIN)/python -m benchmarks.chaos
+
+docker-test: $(STAMP) ## train in containers, kill one, use TLS; the digests must be equal (where an engine runs)
+	$(BIN)/python docker/test.py
 
 clean:           ## remove the environment and everything that was made
 	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
