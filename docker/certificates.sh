@@ -11,8 +11,8 @@ authority=$(mktemp)
 trap 'rm -f "$authority"' EXIT
 umask 077
 
-openssl req -x509 -newkey rsa:3072 -nodes -sha256 -days 30 -subj "/CN=dasktrain throw-away authority" \
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=dasktrain throw-away authority" \
     -keyout "$authority" -out "$folder/ca.pem"
-openssl req -x509 -newkey rsa:3072 -nodes -sha256 -days 30 -subj "/CN=dasktrain node" \
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=dasktrain node" \
     -addext "basicConstraints=critical,CA:FALSE" \
     -CA "$folder/ca.pem" -CAkey "$authority" -keyout "$folder/node-key.pem" -out "$folder/node.pem"

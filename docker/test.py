@@ -28,14 +28,8 @@ BUILD_DEADLINE = 900.0
 
 def run(*command: str | Path, deadline: float = DEADLINE) -> str:
     """Return what a command prints; if it fails, print that and raise."""
-    done = subprocess.run(
-        command,
-        env=os.environ | SETTINGS,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=deadline,
-    )
+    environment = os.environ | SETTINGS
+    done = subprocess.run(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True, timeout=deadline)
     if done.returncode:
         print(done.stdout, file=sys.stderr)
     done.check_returncode()
