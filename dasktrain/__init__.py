@@ -12,6 +12,8 @@ from dasktrain.data.text import Text as Text
 from dasktrain.estimators import LanguageModel as LanguageModel
 from dasktrain.estimators import Seq2Seq as Seq2Seq
 from dasktrain.estimators import TextClassifier as TextClassifier
+from dasktrain.inspection import Report as Report
+from dasktrain.inspection import check as check
 from dasktrain.objective import accuracy as accuracy
 from dasktrain.observe import EarlyStopping as EarlyStopping
 from dasktrain.observe import History as History
@@ -43,6 +45,7 @@ __all__ = [
     "Progress",
     "Records",
     "RemoteRun",
+    "Report",
     "Result",
     "RunStatus",
     "Schema",
@@ -53,6 +56,7 @@ __all__ = [
     "Trainer",
     "accuracy",
     "attach",
+    "check",
     "errors",
     "load",
     "models",

@@ -19,8 +19,9 @@ from rich.table import Table
 import dasktrain
 from dasktrain.config import seconds
 from dasktrain.errors import AttachError, BadInput, DasktrainError
+from dasktrain.inspection import Report
 from dasktrain.jobs import read_job, read_model
-from dasktrain.recipe import READERS, read_data, read_yaml
+from dasktrain.recipe import READERS, opened, read_data, read_recipe, read_yaml
 from dasktrain.remote import attach
 from dasktrain.result import Result
 from dasktrain.running import runs, stop
@@ -39,7 +40,7 @@ def main() -> None:
     """
 
 
-def reported(function: Callable[..., tuple[dict[str, Any], int]]) -> Callable[..., None]:
+def reported(function: Callable[..., tuple[dict[str, Any] | Report, int]]) -> Callable[..., None]:
     """Have a command print what it returns, as lines or as JSON, and leave with its exit code.
 
     With ``--json`` everything else a command prints goes to standard error.
@@ -54,8 +55,8 @@ def reported(function: Callable[..., tuple[dict[str, Any], int]]) -> Callable[..
         except (DasktrainError, OSError) as error:
             notes = "\n".join(getattr(error, "__notes__", []))
             click.echo("\n".join(filter(None, (f"Error: {error}", notes))), err=True)
-            found, code = {"error": type(error).__name__, "message": str(error)}, _code(error)
-            _print(found if as_json else {}, as_json)
+            code = BAD if isinstance(error, BadInput) else FAILED
+            _print({"error": type(error).__name__, "message": str(error)} if as_json else {}, as_json)
         else:
             _print(found, as_json)
         sys.exit(code)
@@ -63,13 +64,12 @@ def reported(function: Callable[..., tuple[dict[str, Any], int]]) -> Callable[..
     return command
 
 
-def _code(error: Exception) -> int:
-    return BAD if isinstance(error, BadInput) else FAILED
-
-
-def _print(found: dict[str, Any], as_json: bool) -> None:
+def _print(found: dict[str, Any] | Report, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(found.to_json() if isinstance(found, Report) else found))
+        return
+    if isinstance(found, Report):
+        click.echo(str(found))
         return
     for name, value in found.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -185,6 +185,19 @@ def predict(
         table = table.rename(columns=("probability_{}" if proba else "predicted_{}").format)
         table.assign(**{column: frame[column] for column in keep}).to_parquet(output)
         return {"written": output, "columns": [*table.columns, *keep], "digest": result.digest}, 0
+
+
+@main.command(name="check")
+@click.argument("scheduler", required=False)
+@click.option("--job", help="job.yaml, whose model and data must fit in memory.")
+@click.option("--workers", "-n", type=click.IntRange(1), help="Workers to wait for, or of a LocalCluster.")
+@reported
+def check_cluster(scheduler: str | None, job: str | None, workers: int | None) -> tuple[Report, int]:
+    """Find out whether the cluster at SCHEDULER is fit to train on: exit code 1 if it is not."""
+    trainer, settings = (None, {}) if job is None else opened(read_recipe(job))
+    with connected(scheduler, workers) as client:
+        report = dasktrain.check(client, trainer, settings.get("data"))
+    return report, 0 if report.ok else FAILED
 
 
 @main.command(name="runs")

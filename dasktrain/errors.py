@@ -16,6 +16,8 @@ DasktrainError
     ├── NonFinite                    a loss, gradient or weight was NaN or infinite
     └── ReductionError               partial sums were missing, doubled or of another round
 
+Beside it there is one warning, of a cluster that others can reach and that does not use TLS: InsecureCluster.
+
 Messages have one form: what must hold, "however" what was found, what to do.
 """
 
@@ -87,6 +89,10 @@ class NonFinite(RunError):
 
 class ReductionError(RunError):
     """Partial sums were missing, doubled or belonged to another round."""
+
+
+class InsecureCluster(UserWarning):
+    """Others can reach the cluster, and it does not use TLS."""
 
 
 def named(name: str) -> type[DasktrainError]:

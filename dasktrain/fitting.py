@@ -55,6 +55,31 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a run takes, in bytes: parameters (one vector), buffers, the optimizer's state, the converted data."""
+
+    shards: int
+    parameters: int
+    buffers: int
+    optimizer: int
+    blocks: int
+
+    def replica(self, workers: int) -> int:
+        """Bytes of a replica: what it receives, its module, a gradient, and the sums of the tree under way."""
+        levels = max(1, self.shards // workers).bit_length()
+        return (3 + levels) * self.parameters + 2 * self.buffers
+
+    def driver(self, workers: int) -> int:
+        """Bytes on the driver: parameters, their gradient, the optimizer's state, and an answer of every worker."""
+        return (2 + workers) * self.parameters + self.optimizer + self.buffers
+
+
+def default_shards(workers: int) -> int:
+    """Return the larger of 8 and the next power of two."""
+    return max(8, 1 << (workers - 1).bit_length())
+
+
+@dataclass(frozen=True)
 class Training:
     """A fit whose data is in place: what is left is to train."""
 
@@ -96,7 +121,7 @@ class Fitting:
             self._stage("determinism is off: any worker computes, and no other run need give these bits")
         self._stage("looking for workers")
         wire.open()
-        shards = settings.shards or (saved.shards if saved else max(8, 1 << (len(wire.workers) - 1).bit_length()))
+        shards = settings.shards or (saved.shards if saved else default_shards(len(wire.workers)))
         try:
             prepared = _Prepared(self, wire)
         except UnicodeDecodeError as error:  # of what the user reads
@@ -111,6 +136,21 @@ class Fitting:
         if saved is not None:
             saved.check(identity(prepared.plan, state, self.trainer.schedule_every), prepared.fingerprints)
         return self._training(prepared, state, saved, stop)
+
+    def needs(self, wire: Wire) -> "Needs":
+        """Find out what a run would take, from statistics of the data and one step of a copy of the optimizer."""
+        prepared = _Prepared(self, wire)
+        prepared.make_plans(self.settings, self.settings.shards or default_shards(len(wire.workers)))
+        state = self._state(prepared)
+        parameters = state.parameters.vector
+        rows = min(CANARY_ROWS, prepared.plan.num_rows)
+        return Needs(
+            prepared.plan.shards,
+            parameters.nbytes,
+            state.buffers.vector.nbytes,
+            state.optimizer_bytes(),
+            prepared.plan.num_rows * next(prepared.samples(rows)).nbytes // rows,
+        )
 
     def _stage(self, text: str) -> None:
         for observer in self.trainer.observers:

@@ -160,7 +160,7 @@ class Fleet:
         assert self.domain is not None
         if domain == self.domain:
             return []
-        reason = _difference(worker, domain, self.domain)
+        reason = difference(worker, domain, self.domain)
         if not self.strict:
             return [Notice(f"{reason}; it computes all the same, and this run's bits cannot be had again")]
         return self._bar(worker, f"{reason}; it is left to predictions and other work")
@@ -317,7 +317,8 @@ def _cuts(start: int, stop: int, pieces: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _difference(worker: str, domain: Domain, wanted: Domain) -> str:
+def difference(worker: str, domain: Domain, wanted: Domain) -> str:
+    """Say in what a worker's domain differs from a run's."""
     names = [name for name in {**wanted, **domain} if domain.get(name) != wanted.get(name)]
     pairs = ((name, _short(domain.get(name)), _short(wanted.get(name))) for name in names)
     found = ", ".join(f"{name} is {its} and the run's {runs}" for name, its, runs in pairs)

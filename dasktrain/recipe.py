@@ -98,13 +98,18 @@ def fit_recipe(recipe: Mapping[str, Any], /, **settings: Any) -> Result:
     """
     for name, value in settings.items():
         recipe = _overridden(recipe, name.split("."), value)
+    trainer, rest = opened(recipe)
+    return trainer.fit(**rest)
+
+
+def opened(recipe: Mapping[str, Any]) -> tuple[Trainer, dict[str, Any]]:
+    """Return the trainer of a recipe, and keywords for its `fit`."""
     missing = [name for name in ("data", "model", "loss", "optimizer") if name not in recipe]
     if missing:
         raise BadInput(f"A recipe must have data, model, loss and optimizer, however it has no {missing[0]}")
     rest = dict(recipe)
     trainer = Trainer(**{name: make(rest.pop(name)) for name, make in PARTS.items() if name in rest})
-    rest |= {name: _source(name, rest[name]) for name in ("data", "validation") if name in rest}
-    return trainer.fit(**rest)
+    return trainer, rest | {name: _source(name, rest[name]) for name in ("data", "validation") if name in rest}
 
 
 def model_of(spec: Any) -> Callable[[Schema], nn.Module]:

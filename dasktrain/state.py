@@ -111,6 +111,15 @@ class TrainState:
         """sha256 over the state, see :func:`digest`."""
         return digest(self.module, self.optimizer)
 
+    def optimizer_bytes(self) -> int:
+        """Bytes that the optimizer will keep, from a step that a copy takes."""
+        module, optimizer = copy.deepcopy((self.module, self.optimizer))
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+        kept = (value for values in optimizer.state.values() for value in values.values())
+        return sum(value.nbytes for value in kept if isinstance(value, Tensor))
+
     def snapshot(self) -> Snapshot:
         """Copy everything that training changes."""
         return copy.deepcopy(

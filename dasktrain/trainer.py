@@ -194,7 +194,7 @@ class Trainer:
         if driver not in ("auto", "client", "cluster"):
             raise BadInput(f'driver must be "auto", "client" or "cluster", however it is {driver!r}')
         fitting = Fitting(self, data, validation, settings)
-        with _wire(client) as wire:
+        with wire_of(client) as wire:
             if driver == "cluster" or (driver == "auto" and isinstance(wire, DaskWire) and not wire.reachable()):
                 if not isinstance(wire, DaskWire):
                     raise BadInput(f'driver="cluster" must have a Dask cluster, however client is {wire}')
@@ -218,7 +218,7 @@ def _whole(name: str, value: T) -> T:
 
 
 @contextmanager
-def _wire(client: Client | Wire | None) -> Iterator[Wire]:
+def wire_of(client: Client | Wire | None) -> Iterator[Wire]:
     """Turn what the caller has into a wire; end only what was started here."""
     if client is None:
         try:

@@ -46,6 +46,8 @@ LEVELS = (
         "text",
         "estimators",
         "running",
+        "probe",
+        "inspection",
         "recipe",
         "jobs",
         "cli",
@@ -103,6 +105,8 @@ def test_distributed_is_met_by_the_dask_wire_and_the_trainer_only() -> None:
         "trainer",
         "remote",
         "running",
+        "probe",
+        "inspection",
         "cli",
         *(module for module in MODULES if module.startswith("wire.")),
     }

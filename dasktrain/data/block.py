@@ -72,6 +72,12 @@ class Batch:
     weight: Tensor | None
     rows: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        inputs = self.inputs.values() if isinstance(self.inputs, dict) else self.inputs
+        return sum(part.nbytes for part in (*inputs, self.target, self.weight) if isinstance(part, Tensor))
+
 
 @dataclass(frozen=True, slots=True)
 class Gathered:

@@ -7,18 +7,20 @@ nothing in between.
 import contextlib
 import threading
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import dask
 from dask.delayed import Delayed
 from distributed import Client, Future
 
 from dasktrain.config import seconds, setting
-from dasktrain.errors import AttachError, BadInput, SchedulerLost, WireError
+from dasktrain.errors import AttachError, BadInput, InsecureCluster, SchedulerLost, WireError
 from dasktrain.events import Answered, Domain, Event, Failed, Joined, Left, Ready
 from dasktrain.messages import Failure, Kind, State, Task, decode_reply, encode_ask
 from dasktrain.shipping import pack
@@ -31,6 +33,7 @@ from dasktrain.wire.watch import Watch
 
 #: seconds between looks at whether a worker that holds something up is still heard of
 LOOK = 1.0
+LOOPBACK = ("127.", "localhost", "::1")
 #: what other threads tell: events, and workers whose lease is attached
 News = Event | tuple[str, Channel, Domain]
 
@@ -74,6 +77,9 @@ class DaskWire:
                 f"The cluster must have a worker within {patience:g} s, however "
                 f"{self.client.scheduler.address} has none; start one with 'dask worker'"
             ) from None
+        exposure = exposed(self.client.scheduler.address)
+        if exposure is not None:
+            warnings.warn(exposure, InsecureCluster, stacklevel=2)
         threads: dict[str, int] = self.client.nthreads()
         self.workers = sorted(threads)
         self.threads = setting("threads") or min(threads.values())
@@ -297,6 +303,17 @@ class DaskWire:
             self._await(ending, seconds("timeouts.close"))
         self.client.cancel(list(futures.values()))
         _release(list(futures.values()))
+
+
+def exposed(scheduler: str) -> str | None:
+    """Return what there is to fear at a scheduler's address, if others can reach it and it does not use TLS."""
+    address = urlsplit(scheduler)
+    if address.scheme != "tcp" or (address.hostname or "").startswith(LOOPBACK):
+        return None
+    return (
+        f"A cluster that others can reach should use TLS, however {scheduler} does not: whoever reaches it can run "
+        "code there, and read what crosses it; start it with a Security, or keep its network closed"
+    )
 
 
 def _release(futures: Sequence[Future]) -> None:

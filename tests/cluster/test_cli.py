@@ -96,6 +96,17 @@ def test_exit_code_tells_who_is_to_blame(
     assert message in done.stderr
 
 
+def test_check_finds_a_cluster_fit(clean: Client, job: Path) -> None:
+    address = clean.scheduler.address
+    done = run("check", address, "--job", job)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.rstrip().endswith("fit to train on")
+    found = json.loads(run("check", address, "--workers", 2, "--json").stdout)
+    assert found["ok"]
+    assert {row["worker"] for row in found["workers"]} == set(clean.nthreads())
+    assert all(0 < row["latency"] < 1 and row["bandwidth"] > 1e6 for row in found["workers"])
+
+
 def test_runs_are_listed_attached_to_and_stopped(clean: Client) -> None:
     address, watcher = clean.scheduler.address, Beside()
     remote = started(clean, [watcher], epochs=LONG)

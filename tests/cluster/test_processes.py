@@ -125,6 +125,10 @@ def test_worker_without_a_package_is_refused_by_name(
     monkeypatch.setattr(leases, "versions", lambda: wanted)
     with pytest.raises(AttachError, match=rf"driver's {package} 9\.9, however on tcp://.* it is .*; install"):
         PROBLEMS[0].fit(clean)
+    found = dt.check(clean)
+    assert not found.ok
+    assert [row["domain"] for row in found.workers] == ["", ""]
+    assert all(f"driver's {package} 9.9" in finding.text for finding in found.findings if finding.level == "error")
 
 
 def test_worker_with_another_torch_is_refused_by_name(tmp_path: Path) -> None:
