@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-CASES = ("empty_round", "one_worker_tax", "memory", "text", "language_model")
+CASES = ("empty_round", "one_worker_tax", "memory", "text", "language_model", "fuzz")
 
 if __name__ == "__main__":
     for case in sys.argv[1:] or CASES:

@@ -1,0 +1,97 @@
+"""Connections, topics and settings that carry nonsense."""
+
+import json
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from functools import cache
+from random import Random
+from typing import Any
+
+import dask
+import numpy as np
+
+from dasktrain.config import DEFAULTS, setting
+from dasktrain.messages import (
+    Answer,
+    Failure,
+    Partial,
+    State,
+    Task,
+    decode_ask,
+    decode_attach,
+    decode_reply,
+    encode_ask,
+    encode_reply,
+)
+from dasktrain.relay import Relay, Replay
+from dasktrain.wire.channel import Channel
+from tests.malformed.mutations import JUNK, changed_bytes, changed_value
+from tests.small import fit, table
+
+#: seconds without a byte; the other end is closed, so that none of them should pass
+PATIENCE = 5.0
+TASK = Task("4f2a", "train", epoch=3, round=14, start=2, stop=5)
+NUMBERS = np.arange(6, dtype=np.float32)
+PARTIALS = (Partial(2, 3, NUMBERS, None), Partial(3, 5, NUMBERS, NUMBERS.astype(np.float64)))
+Message = tuple[dict[str, Any], Sequence[Any]]
+MESSAGES: tuple[tuple[Callable[..., Any], Message], ...] = (
+    (decode_ask, encode_ask(TASK, State(NUMBERS, np.arange(9, dtype=np.uint8)))),
+    (decode_attach, ({"stage": asdict(TASK)}, [b"replica", b"keys"])),
+    (decode_reply, encode_reply(Answer(TASK, PARTIALS, 0.5))),
+    (decode_reply, encode_reply(Failure("ReplicaError", "no", "Traceback", TASK))),
+)
+
+
+def stream(random: Random) -> None:
+    """Read bytes off a connection that were a message, and what they say."""
+    decode, message = random.choice(MESSAGES)
+    sent = changed_bytes(raw(*message), random)
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Channel(ours)) as channel:
+        theirs.sendall(sent)
+        theirs.shutdown(socket.SHUT_WR)
+        decode(*channel.receive(PATIENCE))
+
+
+def message(random: Random) -> None:
+    """Read a message that is well formed, whose header or frames are not."""
+    decode, (header, arrays) = random.choice(MESSAGES)
+    frames = [changed_bytes(bytes(array), random) if random.random() < 0.3 else bytes(array) for array in arrays]
+    changed = changed_value(json.loads(json.dumps(header)), random)
+    decode(changed if isinstance(changed, dict) else {}, frames[random.choice((0, 0, 0, 1)) :])
+
+
+def topic(random: Random) -> None:
+    """Replay what somebody else told of a run."""
+    replay = Replay([])
+    for each in told():
+        replay.play(changed_value(each, random) if random.random() < 0.5 else each)
+    replay.skip()
+    replay.end()
+
+
+def settings(random: Random) -> None:
+    """Read settings that are none."""
+    name = random.choice(sorted(DEFAULTS))
+    junk = random.choice((*JUNK, "10 lightyears", "1e400s", "-3s", "nan", [1], {"s": 1}, b"\xff"))
+    with dask.config.set({f"dasktrain.{name}": junk}):
+        setting(name)
+
+
+def raw(header: dict[str, Any], arrays: Sequence[Any]) -> bytes:
+    """Return a message as it goes over a connection."""
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Channel(ours)) as channel:
+        channel.send(header, arrays)
+        return theirs.recv(1 << 16)
+
+
+@cache
+def told() -> list[Any]:
+    """Return what a short run tells."""
+    messages: list[Any] = []
+    fit(table(), observers=[Relay("attempt", messages.append)])
+    plain: list[Any] = json.loads(json.dumps(messages))
+    return plain
