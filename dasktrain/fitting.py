@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,7 @@ from dasktrain.plan import Partitioning, Plan, Shuffle
 from dasktrain.replica import Job, Replica
 from dasktrain.result import Result
 from dasktrain.resume import Saved, capture, identity
-from dasktrain.shipping import check_ships, pack
+from dasktrain.shipping import check_ships, explained, pack
 from dasktrain.state import Cursor, TrainState
 from dasktrain.strategies import Sums
 from dasktrain.wire import Wire
@@ -52,6 +53,7 @@ class Settings:
     window: int
     resume: str | None
     determinism: Determinism
+    ship: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Training:
     driver: Driver
     encoding: Encoding
     stage: Callable[[str], None]
+    ship: tuple[str, ...]
 
     def run(self) -> Result:
         """Train, and close the wire."""
@@ -96,7 +99,7 @@ class Training:
             cursor = self.driver.run.cursor
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
             self.driver.drive()
-            return Result.of(self.driver.state, self.encoding, self.driver)
+            return Result.of(self.driver.state, self.encoding, self.driver, self.ship)
         finally:
             self.wire.close()
 
@@ -122,17 +125,12 @@ class Fitting:
         self._stage("looking for workers")
         wire.open()
         shards = settings.shards or (saved.shards if saved else default_shards(len(wire.workers)))
-        try:
+        with _told_plainly():
             prepared = _Prepared(self, wire)
-        except UnicodeDecodeError as error:  # of what the user reads
-            found = UnicodeDecodeError(*error.args)  # one that came from a worker has nothing but these
-            raise DataError(
-                f"Texts must be in the encoding they are read with, however {found}; give db.read_text the right "
-                'encoding=, or errors="replace"'
-            ) from error
         prepared.make_plans(settings, shards)
         state = self._state(prepared)
-        prepared.place()
+        with _told_plainly():
+            prepared.place()
         if saved is not None:
             saved.check(identity(prepared.plan, state, self.trainer.schedule_every), prepared.fingerprints)
         return self._training(prepared, state, saved, stop)
@@ -221,7 +219,9 @@ class Fitting:
             saved,
             stop,
         )
-        return Training(wire, self._job(prepared, state, threads), driver, prepared.encoding, self._stage)
+        return Training(
+            wire, self._job(prepared, state, threads), driver, prepared.encoding, self._stage, self.settings.ship
+        )
 
     def _job(self, prepared: "_Prepared", state: TrainState, threads: int) -> Job:
         trainer = self.trainer
@@ -237,6 +237,21 @@ class Fitting:
             prepared.fingerprints,
             prepared.encoding.collate,
         )
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Have what tasks raise on workers be bad input of a kind, with what to do about it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:  # of what the user reads
+        found = UnicodeDecodeError(*error.args)  # one that came from a worker has nothing but these
+        raise DataError(
+            f"Texts must be in the encoding they are read with, however {found}; give db.read_text the right "
+            'encoding=, or errors="replace"'
+        ) from error
+    except ModuleNotFoundError as error:
+        raise ModelError(f"Tasks must find all they need on workers, however {explained(error)}") from error
 
 
 class _Prepared:

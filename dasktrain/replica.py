@@ -22,6 +22,7 @@ from dasktrain.messages import Answer, Failure, Kind, Partial, State, Task
 from dasktrain.objective import Measure, Objective, detached, measure
 from dasktrain.plan import Plan, Rows, shard_seed
 from dasktrain.reduce import fold, subtrees
+from dasktrain.shipping import explained
 from dasktrain.strategies import Strategy, Sums
 from dasktrain.vector import FlatParameters, as_tensor
 
@@ -90,7 +91,8 @@ class Replica:
             with pinned(self.job.threads):
                 partials = self._partials(task, state)
             return Answer(task, partials, perf_counter() - started)
-        except Exception as error:
+        except Exception as raised:
+            error = explained(raised) if isinstance(raised, ModuleNotFoundError) else raised
             name = type(error).__name__ if isinstance(error, DasktrainError) else "ReplicaError"
             text = str(error) if isinstance(error, DasktrainError) else f"{type(error).__name__}: {error}"
             return Failure(name, text, traceback.format_exc(), task)

@@ -17,6 +17,7 @@ from dasktrain.generate import generate
 from dasktrain.objective import Measure
 from dasktrain.observe import History
 from dasktrain.predict import predict
+from dasktrain.shipping import shipped
 from dasktrain.state import TrainState, digest_of, named_state
 
 
@@ -38,6 +39,8 @@ class Result:
         What the digest depends on, besides the data and the model: shards, seed, batch size, threads, ...
     ended : str
         "epochs", "max_rounds", "observer" or "interrupt".
+    ship : tuple of str
+        Packages whose code goes along to workers that predict.
     """
 
     model: nn.Module
@@ -46,10 +49,11 @@ class Result:
     digest: str
     settings: dict[str, Any]
     ended: str
+    ship: tuple[str, ...]
     _tensors: dict[str, Tensor] = field(repr=False)
 
     @staticmethod
-    def of(state: TrainState, encoding: Encoding, driver: Driver) -> "Result":
+    def of(state: TrainState, encoding: Encoding, driver: Driver, ship: tuple[str, ...]) -> "Result":
         """Take over the state of a run that ended."""
         state.parameters.release()
         plan = driver.plan
@@ -74,6 +78,7 @@ class Result:
             digest_of(tensors.items()),
             settings,
             driver.ended,
+            ship,
             tensors,
         )
 
@@ -92,25 +97,30 @@ class Result:
         dask.dataframe.Series, dask.dataframe.DataFrame or dask.array.Array
             Named like the target, with the index and partitions of `data`. A DataFrame for several targets.
         """
-        return predict(self.model, self.encoding, data, "prediction")
+        with shipped(self.ship):
+            return predict(self.model, self.encoding, data, "prediction")
 
     def predict_proba(self, data: Any) -> Any:
         """Return the probability of each class for every row, lazily: one column a class, in sorted order."""
-        return predict(self.model, self.encoding, data, "probability")
+        with shipped(self.ship):
+            return predict(self.model, self.encoding, data, "probability")
 
     def generate(self, texts: Any, **settings: Any) -> Any:
         """Go on with texts, or turn them into others, lazily; see :func:`dasktrain.generate.generate`."""
-        return generate(self.model, self.encoding, texts, **settings)
+        with shipped(self.ship):
+            return generate(self.model, self.encoding, texts, **settings)
 
     def evaluate(self, data: Source, metrics: Mapping[str, Measure]) -> dict[str, float]:
         """Return the mean of each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
-        return evaluate(self.model, self.encoding, data, metrics)
+        with shipped(self.ship):
+            return evaluate(self.model, self.encoding, data, metrics)
 
     def save(self, url: str) -> None:
         """Write model, optimizer state, encoding and history to a directory (any fsspec URL), atomically."""
         facts = {
             "digest": self.digest,
             "ended": self.ended,
+            "ship": list(self.ship),
             "settings": self.settings,
             "encoding": self.encoding.to_json(),
             "history": {"epochs": list(self.history), "rounds": self.history.rounds},
@@ -142,6 +152,7 @@ def load(url: str, model: Any, tokenizer: Callable[[str], Sequence[int]] | None 
         tensors = dict(sorted(tensors.items(), key=_digest_order))
         digest, settings, ended = (facts[name] for name in ("digest", "settings", "ended"))
         encoding = encoding_from_json(facts["encoding"])
+        ship = tuple(facts["ship"])
         history = History(facts["history"]["epochs"], facts["history"]["rounds"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
@@ -153,7 +164,7 @@ def load(url: str, model: Any, tokenizer: Callable[[str], Sequence[int]] | None 
         raise BadInput(f"{url} must hold the state its digest names, however it differs; save it again")
     module = model if isinstance(model, nn.Module) else _built(model, encoding.schema)
     _fill(module, tensors)
-    return Result(module.eval(), history, encoding, digest, settings, ended, tensors)
+    return Result(module.eval(), history, encoding, digest, settings, ended, ship, tensors)
 
 
 def _built(model: Any, schema: Schema) -> nn.Module:

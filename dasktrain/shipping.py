@@ -4,11 +4,14 @@ The scheduler unpickles task graphs, so a graph that names a torch class needs t
 holds bytes and one function by value needs nothing.
 """
 
+import importlib.util
 import io
 import pickle
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -23,6 +26,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib"))
 
+#: packages that are sent although they are installed here
+_SHIPPED: ContextVar[frozenset[str]] = ContextVar("shipped", default=frozenset())
+
 
 def by_value(function: F) -> F:
     """Have pickles carry `function` itself and not its name, for processes that lack dasktrain."""
@@ -31,12 +37,27 @@ def by_value(function: F) -> F:
 
 
 @by_value
+def explained(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Return an error that says what to do about the module a process lacks."""
+    remedy = (
+        f"every worker must have the module {error.name!r}: install it there, or send it along with "
+        f"ship=[{str(error.name).partition('.')[0]!r}]. An import within a function is not seen when the function is "
+        "sent: put it at the top of its file"
+    )
+    text = str(error)
+    return ModuleNotFoundError(text if remedy in text else f"{text}; {remedy}", name=error.name)
+
+
+@by_value
 def run_packed(payload: bytes, *args: Any) -> Any:
     """Call what `pack` packed, with further arguments."""
     import pickle
 
-    function, bound = pickle.loads(payload)
-    return function(*bound, *args)
+    try:
+        function, bound = pickle.loads(payload)
+        return function(*bound, *args)
+    except ModuleNotFoundError as error:
+        raise explained(error) from error
 
 
 @by_value
@@ -69,6 +90,16 @@ def run_packed_with(wanted: dict[str, str], payload: bytes) -> Any:
             )
     function, bound = pickle.loads(payload)
     return function(*bound)
+
+
+@contextmanager
+def shipped(packages: Sequence[str]) -> Iterator[None]:
+    """Have `pack` send the code of these packages and modules, with all within them, as it does the user's own."""
+    before = _SHIPPED.set(_SHIPPED.get() | set(packages))
+    try:
+        yield
+    finally:
+        _SHIPPED.reset(before)
 
 
 def pack(function: Callable[..., Any], *bound: Any) -> bytes:
@@ -142,6 +173,17 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             cloudpickle.unregister_pickle_by_value(module)
 
 
+def check_shipped(packages: Sequence[str]) -> None:
+    """Raise ModelError naming the package that is not here to be sent, if there is one."""
+    for package in packages:
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError, AttributeError, TypeError):
+            found = None
+        if found is None or isinstance(packages, str):
+            raise ModelError(f"ship must be a list of packages and modules that are here, however {package!r} is not")
+
+
 def _by_value() -> set[str]:
     return set(cloudpickle.list_registry_pickle_by_value())
 
@@ -149,6 +191,8 @@ def _by_value() -> set[str]:
 def _is_users(module: ModuleType) -> bool:
     if module.__name__ == "__main__" or module.__name__.partition(".")[0] == "dasktrain":
         return False
+    if any(f"{module.__name__}.".startswith(f"{package}.") for package in _SHIPPED.get()):
+        return True
     file = getattr(module, "__file__", None)
     return bool(file) and not str(Path(str(file)).resolve()).startswith(_INSTALLED)
 

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from numbers import Integral
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from dasktrain.observe import Observer, Progress
 from dasktrain.plan import Partitioning, Shuffle
 from dasktrain.remote import launch, obeying
 from dasktrain.result import Result
+from dasktrain.shipping import check_shipped, shipped
 from dasktrain.state import MakeOptimizer, MakeScheduler
 from dasktrain.strategies import GradientAveraging, Strategy
 from dasktrain.wire import Wire
@@ -125,6 +127,7 @@ class Trainer:
         resume: str | None = None,
         determinism: Determinism = "strict",
         driver: Literal["auto", "client", "cluster"] = "auto",
+        ship: Sequence[str] = (),
     ) -> Result:
         """Train on the workers of a cluster and return the trained model.
 
@@ -163,6 +166,10 @@ class Trainer:
             outlives this process (:func:`dasktrain.attach` finds it again) and, with a :class:`dasktrain.Checkpoint`,
             goes on from the newest one if that worker dies. Observers other than Progress and Log run there.
             ``"auto"``: here, unless no worker can be reached from here.
+        ship
+            Packages and modules that are installed here and not on the workers, whose code is sent along, such as
+            ``["mypkg"]``. That of your script, notebook and own files is in any case. What they import within
+            functions is not.
 
         Returns
         -------
@@ -188,13 +195,14 @@ class Trainer:
                 )
         if determinism not in ("strict", "off"):
             raise BadInput(f'determinism must be "strict" or "off", however it is {determinism!r}')
+        check_shipped(ship)
         settings = Settings(
-            epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism
+            epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism, tuple(ship)
         )
         if driver not in ("auto", "client", "cluster"):
             raise BadInput(f'driver must be "auto", "client" or "cluster", however it is {driver!r}')
         fitting = Fitting(self, data, validation, settings)
-        with wire_of(client) as wire:
+        with shipped(settings.ship), wire_of(client) as wire:
             if driver == "cluster" or (driver == "auto" and isinstance(wire, DaskWire) and not wire.reachable()):
                 if not isinstance(wire, DaskWire):
                     raise BadInput(f'driver="cluster" must have a Dask cluster, however client is {wire}')
@@ -246,7 +254,8 @@ def _in_thread(work: Callable[[], T], stop: threading.Event) -> T:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=target, name="dasktrain-driver", daemon=True).start()
+    context = copy_context()  # knows what is shipped
+    threading.Thread(target=context.run, args=(target,), name="dasktrain-driver", daemon=True).start()
     while True:
         try:
             return done.result()
