@@ -34,10 +34,13 @@ class Cluster:
     ----------
     network : Network
         With `HOSTS`.
+    lost : list of str
+        Hosts that need another worker before the next run.
     """
 
     def __init__(self, network: Network, folder: Path) -> None:
         self.network, self._folder = network, folder
+        self.lost: list[str] = []
         self._address = f"tcp://{network.address('scheduler')}:8786"
         self._workers: dict[str, subprocess.Popen[Any]] = {}
         self._names: dict[str, str] = {}  # host -> name of its worker, another for each that is started
@@ -60,18 +63,20 @@ class Cluster:
         options = ("--nthreads", "1", "--no-dashboard", "--no-nanny", "--name", self._names[host])
         self._workers[host] = self._start(host, DASK, "worker", self._address, *place, *options)
 
-    def restore(self, hosts: Sequence[str]) -> None:
-        """Heal the links of hosts and start their workers anew."""
-        for host in hosts:
+    def _restore(self) -> None:
+        """Heal the links of hosts that are lost, and start their workers anew."""
+        for host in self.lost:
             self._workers[host].kill()  # asked to end, it would first tell a scheduler that it cannot reach
             ended(self._workers[host])
             self.network.heal(host)
             self._start_worker(host)
+        self.lost = []
 
     # -- runs -------------------------------------------------------------------------------------------------
 
     def begin(self, hold: int = -1) -> None:
         """Have the driver train once these workers are there and no others, and say so after `hold` rounds and wait."""
+        self._restore()
         self.tell(workers=sorted(self._names.values()), hold=hold)
 
     @contextmanager

@@ -70,6 +70,5 @@ def _shaped(cluster: Cluster, queue: tuple[str, ...]) -> Said:
 
 
 def _done(cluster: Cluster, hosts: list[str]) -> Said:
-    said = cluster.said()
-    cluster.restore(hosts)
-    return said
+    cluster.lost += hosts
+    return cluster.said()
