@@ -40,7 +40,7 @@ def works(*command: str) -> bool:
     """Tell whether a command is there and succeeds."""
     try:
         return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):
         return False
 
 
