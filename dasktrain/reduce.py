@@ -110,6 +110,10 @@ def _complete(start: int, stop: int, nodes: dict[tuple[int, int], Partial]) -> P
 def _plus(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | None:
     if left is None or right is None:
         return right if left is None else left
+    if left.shape != right.shape:  # NumPy would stretch the one to the other
+        raise ReductionError(
+            f"Partials must have as many numbers, however one has {len(left)} and another {len(right)}; report this"
+        )
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused once, at the root
         added: np.ndarray = np.add(left, right, out=left if left.flags.writeable else None)
     return added

@@ -1,6 +1,7 @@
 """The canonical tree: the same additions whoever makes them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -207,6 +208,13 @@ def test_read_only_arrays_are_summed_and_left_alone() -> None:
 def test_partials_that_do_not_cover_the_shards_once_are_refused(came: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(ReductionError, match=message):
         reduce(partials(*came), 4)
+
+
+@pytest.mark.parametrize("part", ["vector", "sums"])
+def test_partials_of_other_lengths_are_refused_and_not_stretched(part: str) -> None:
+    came = [Partial(0, 1, np.ones(5), np.ones(5)), replace(Partial(1, 2, np.ones(5), np.ones(5)), **{part: np.ones(1)})]
+    with pytest.raises(ReductionError, match="one has 5 and another 1"):
+        reduce(came, 2)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
