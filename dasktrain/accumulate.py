@@ -10,17 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasktrain.vector import Layout
+from dasktrain.vector import Layout, host_memory
 
 Gradients = list[Tensor | None]
 
 
 @dataclass(slots=True)
 class Flat:
-    """Memory to sum in, and each parameter's part of it."""
+    """Memory to sum in, each parameter's part of it, and where it is copied to if it is on a GPU."""
 
     vector: Tensor
     views: list[Tensor]
+    host: Tensor | None = None
+
+    def on_host(self) -> Tensor:
+        """Return the sum on the CPU."""
+        if self.vector.device.type == "cpu":
+            return self.vector
+        self.host = host_memory(self.vector) if self.host is None else self.host
+        return self.host.copy_(self.vector)
 
 
 @dataclass(slots=True)
@@ -38,12 +46,12 @@ class Accumulator:
     ----------
     layout
         Of the parameters.
-    dtype
-        Of the flat vector.
+    like
+        A flat vector, whose dtype and device those have that are summed in.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
-        self._layout, self._dtype = layout, dtype
+    def __init__(self, layout: Layout, like: Tensor) -> None:
+        self._layout, self._like = layout, like
         self._free: list[Flat] = []
         self._lent: list[Flat] = []
 
@@ -72,7 +80,7 @@ class Accumulator:
         return into
 
     def flat(self, total: Sum) -> Tensor | None:
-        """Return the sum of gradients as one vector, good until `reclaim`."""
+        """Return the sum of gradients as one vector on the CPU, good until `reclaim`."""
         if total.gradients is None:
             return None
         if not isinstance(total.gradients, Flat):
@@ -81,7 +89,7 @@ class Accumulator:
                 out.zero_() if gradient is None else out.copy_(gradient)
             total.gradients = memory
         self._lent.append(total.gradients)
-        return total.gradients.vector
+        return total.gradients.on_host()
 
     def reclaim(self) -> None:
         """Take back all vectors that `flat` returned."""
@@ -91,7 +99,7 @@ class Accumulator:
     def _memory(self) -> Flat:
         if self._free:
             return self._free.pop()
-        vector = torch.empty(self._layout.size, dtype=self._dtype)
+        vector = torch.empty(self._layout.size, dtype=self._like.dtype, device=self._like.device)
         return Flat(vector, list(self._layout.views(vector).values()))
 
 

@@ -40,7 +40,8 @@ class FlatBuffers:
         current = {name: self._current(name) for name in self._owners}
         self.layout = Layout({name: (2, *_real(buffer).shape) for name, buffer in current.items()})
         sizes = [math.ceil(buffer.nbytes / ALIGNMENT) * ALIGNMENT for buffer in current.values()]
-        self.vector = torch.zeros(sum(sizes), dtype=torch.uint8)
+        device = next((buffer.device for buffer in current.values()), None)
+        self.vector = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
         starts = [0, *accumulate(sizes)]
         self._starts = {
             name: self.vector[start : start + buffer.nbytes].view(buffer.dtype).view(buffer.shape)

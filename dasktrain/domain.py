@@ -42,17 +42,17 @@ def facts() -> dict[str, str | int]:
     }
 
 
-def canary() -> list[Tensor]:
+def canary(device: torch.device | None = None) -> list[Tensor]:
     """Compute a little of what is known to differ between kernel paths and thread counts; call it pinned.
 
     Products, normalisation, attention's softmax, long sums, convolution and their gradients, on fixed numbers.
     """
-    x = made_up(64, 96).requires_grad_()
-    weight = made_up(96, 96, salt=1).requires_grad_()
+    x = made_up(64, 96).to(device).requires_grad_()
+    weight = made_up(96, 96, salt=1).to(device).requires_grad_()
     hidden = F.layer_norm(F.gelu(x @ weight), (96,))
     mixed = F.softmax(hidden @ hidden.T / 10, dim=-1) @ hidden
-    output = F.conv1d(mixed[:, None], made_up(4, 1, 5, salt=2)).tanh()
-    loss = torch.logsumexp(output.flatten(1), dim=1).exp().log1p().sum() + made_up(40_000, salt=3).sum()
+    output = F.conv1d(mixed[:, None], made_up(4, 1, 5, salt=2).to(device)).tanh()
+    loss = torch.logsumexp(output.flatten(1), dim=1).exp().log1p().sum() + made_up(40_000, salt=3).to(device).sum()
     return [loss.detach(), output.detach(), *torch.autograd.grad(loss, [x, weight])]
 
 
@@ -66,5 +66,5 @@ def digest_of_bits(tensors: list[Tensor]) -> str:
     """Return the hex sha256 of the bytes of tensors."""
     total = hashlib.sha256()
     for tensor in tensors:
-        total.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -16,6 +16,7 @@ from dasktrain.checkpointer import Checkpoint
 from dasktrain.coordinator import Coordinator
 from dasktrain.data.block import Batch
 from dasktrain.data.source import Encoding, Schema, Source, Survey, check_surveys, strata
+from dasktrain.device import Wanted
 from dasktrain.domain import pinned
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, DataError, ModelError, PlanError
@@ -54,6 +55,7 @@ class Settings:
     resume: str | None
     determinism: Determinism
     ship: tuple[str, ...] = ()
+    device: Wanted = "auto"
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ class Fitting:
             next(prepared.samples(CANARY_ROWS)),
             prepared.fingerprints,
             prepared.encoding.collate,
+            self.settings.device,
         )
 
 

@@ -74,7 +74,9 @@ class Objective:
             raise ModelError(f"A loss must return a value a row, however it returned {len(returned)} for {rows}")
         if isinstance(self._loss, nn.CrossEntropyLoss | nn.NLLLoss) and not target.is_floating_point():
             return _summed(_rows(returned, torch.sum), _rows(self._class_shares(target).double(), torch.sum), weight)
-        return _summed(_rows(returned, self._row), torch.ones(rows, dtype=torch.float64), weight)
+        return _summed(
+            _rows(returned, self._row), torch.ones(rows, dtype=torch.float64, device=returned.device), weight
+        )
 
     def _class_shares(self, target: Tensor) -> Tensor:
         """Return each target's part of torch's denominator: its class weight, or 0 if it is ignored."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from dask.system import CPU_COUNT
 
-from dasktrain.domain import canary, digest_of_bits, facts, pinned
+from dasktrain.device import Device
+from dasktrain.domain import canary, digest_of_bits
 from dasktrain.errors import WorkerLost
 from dasktrain.events import Answered, Domain, Failed, Joined, Left, Ready, Refused
 from dasktrain.messages import Answer, Partial, State, Task
@@ -69,8 +70,9 @@ class Echo:
 
     def domain(self) -> Domain:
         """Tell of the bits that this worker gives, and of its machine."""
-        with pinned(self._threads):
-            bits = {**facts(), "canary": digest_of_bits(canary())}
+        device = Device("auto")
+        with device.pinned(self._threads):
+            bits = {**device.facts(), "canary": digest_of_bits(canary(device.place))}
         return {**bits, "host": platform.node(), "cores": CPU_COUNT, "shared memory": _shared_memory()}
 
     def __call__(self, task: Task, state: State) -> Answer:

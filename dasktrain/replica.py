@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dasktrain.accumulate import Accumulator, Sum
 from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Block, Collate, call, gather, lengths
-from dasktrain.domain import canary, digest_of_bits, facts, made_up, pinned
+from dasktrain.device import Device, Wanted
+from dasktrain.domain import canary, digest_of_bits, made_up
 from dasktrain.errors import DasktrainError, DataError, NonFinite
 from dasktrain.events import Domain
 from dasktrain.messages import Answer, Failure, Kind, Partial, State, Task
@@ -53,6 +54,7 @@ class Job:
     sample: Batch
     fingerprints: Mapping[Kind, Sequence[str]]
     collate: Collate
+    device: Wanted = "auto"
 
 
 #: (data set, partition number) -> block; what a lease must provide
@@ -73,13 +75,15 @@ class Replica:
     def __init__(self, job: Job, read: ReadBlocks) -> None:
         self.job = job
         self._read_block = read
-        self._module = job.module
-        self._objective = Objective(job.loss)
+        self._device = Device(job.device)
+        self._module = self._device.takes(job.module)
+        loss = job.loss
+        self._objective = Objective(self._device.takes(loss) if isinstance(loss, nn.Module) else loss)
         self._parameters = FlatParameters(self._module)
         self._buffers = FlatBuffers(self._module)
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
-        self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector.dtype)
+        self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector)
         self._latest: tuple[Kind, int, int] | None = None  # the round that the accumulator's memory is lent to
         #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
         self._ahead: dict[tuple[int, int, int], tuple[Rows, Batch | None]] = {}
@@ -88,7 +92,7 @@ class Replica:
         """Answer a task; whatever the user's code raises comes back as a Failure."""
         started = perf_counter()
         try:
-            with pinned(self.job.threads):
+            with self._device.pinned(self.job.threads):
                 partials = self._partials(task, state)
             return Answer(task, partials, perf_counter() - started)
         except Exception as raised:
@@ -117,19 +121,19 @@ class Replica:
 
         Workers whose digests are equal give equal bits, as far as these computations show it.
         """
-        with pinned(self.job.threads):
-            found = canary()
+        with self._device.pinned(self.job.threads):
+            found = canary(self._device.place)
             with suppress(Exception):  # what the module raises is told by the round that calls it
                 found += self._trial()
-            return {**facts(), "canary": digest_of_bits(found)}
+            return {**self._device.facts(), "canary": digest_of_bits(found)}
 
     def _trial(self) -> list[Tensor]:
         """Return the loss and gradients of made-up rows."""
-        torch.default_generator.manual_seed(self.job.seed)
+        self._device.seed(self.job.seed)
         self._buffers.load()  # copies, which may be written to
         self._make_up_values()
         self._module.train()
-        sample = self.job.sample
+        sample = self._device.batch(self.job.sample)
         loss, _ = self._objective(call(self._module, sample.inputs), sample)
         gradients = self.job.strategy.contribute(loss, self._trainable)
         return [loss, *(gradient for gradient in gradients if gradient is not None)]
@@ -162,15 +166,15 @@ class Replica:
             return self._read(kind, partition)
 
         rows = self.job.plans[kind].rows(epoch, round, shard, lambda rows: lengths(read, rows))
-        return rows, gather(read, rows, self.job.collate) if len(rows) else None
+        return rows, self._device.batch(gather(read, rows, self.job.collate)) if len(rows) else None
 
     def _partials(self, task: Task, state: State) -> tuple[Partial, ...]:
         if self._latest != (task.kind, task.epoch, task.round):
             self._latest = task.kind, task.epoch, task.round
             self._accumulator.reclaim()  # of an earlier round nobody needs the answers
-        self._parameters.vector.copy_(as_tensor(state.parameters))
+        self._device.fill(self._parameters.vector, as_tensor(state.parameters))
         self._parameters.load()
-        self._buffers.vector.copy_(as_tensor(state.buffers))
+        self._device.fill(self._buffers.vector, as_tensor(state.buffers))
         self._module.train(task.kind == "train")
         contribute = self._train if task.kind == "train" else self._evaluate
         partials = []
@@ -192,7 +196,7 @@ class Replica:
         if batch is None:
             return into
         self._buffers.load()  # every shard starts from the round's buffers
-        torch.default_generator.manual_seed(shard_seed(self.job.seed, *place))
+        self._device.seed(shard_seed(self.job.seed, *place))
         output = call(self._module, batch.inputs)
         loss, weight = self._objective(output, batch)
         scalars = self._scalars(output, batch, loss, weight)

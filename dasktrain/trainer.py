@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster
 from torch import nn
 
 from dasktrain.data.source import Schema, Source
+from dasktrain.device import Wanted
 from dasktrain.errors import BadInput, known_keywords
 from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.objective import Measure
@@ -128,6 +129,7 @@ class Trainer:
         determinism: Determinism = "strict",
         driver: Literal["auto", "client", "cluster"] = "auto",
         ship: Sequence[str] = (),
+        device: Wanted = "auto",
     ) -> Result:
         """Train on the workers of a cluster and return the trained model.
 
@@ -170,6 +172,10 @@ class Trainer:
             Packages and modules that are installed here and not on the workers, whose code is sent along, such as
             ``["mypkg"]``. That of your script, notebook and own files is in any case. What they import within
             functions is not.
+        device
+            Where replicas compute. ``"auto"``: on a worker's GPU if it sees one, the first (with dask-cuda: its own),
+            else on the CPU. GPUs of other models, and CPUs, are other determinism domains. The optimizer steps on the
+            driver's CPU.
 
         Returns
         -------
@@ -195,9 +201,22 @@ class Trainer:
                 )
         if determinism not in ("strict", "off"):
             raise BadInput(f'determinism must be "strict" or "off", however it is {determinism!r}')
+        if device not in ("auto", "cpu", "cuda"):
+            raise BadInput(f'device must be "auto", "cpu" or "cuda", however it is {device!r}')
         check_shipped(ship)
         settings = Settings(
-            epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism, tuple(ship)
+            epochs,
+            batch_size,
+            shards,
+            seed,
+            max_rounds,
+            partition,
+            shuffle,
+            window,
+            resume,
+            determinism,
+            tuple(ship),
+            device,
         )
         if driver not in ("auto", "client", "cluster"):
             raise BadInput(f'driver must be "auto", "client" or "cluster", however it is {driver!r}')

@@ -55,6 +55,11 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return tensor
 
 
+def host_memory(like: Tensor) -> Tensor:
+    """Return memory on the CPU for what is on a GPU, pinned, so that copies go at full speed."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+
+
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that take part in training; a shared one once, under its first name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -75,7 +80,7 @@ class FlatParameters:
     ----------
     layout : Layout
     vector : Tensor
-        (size,), float32, or float64 if any parameter is.
+        (size,), float32, or float64 if any parameter is; on the device of the parameters.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -83,7 +88,8 @@ class FlatParameters:
         if not self.parameters:
             raise ModelError("The model must have parameters that require gradients, however it has none")
         self.layout = layout_of(self.parameters)
-        self.vector = torch.empty(self.layout.size, dtype=_vector_dtype(self.parameters))
+        device = next(iter(self.parameters.values())).device
+        self.vector = torch.empty(self.layout.size, dtype=_vector_dtype(self.parameters), device=device)
         views = self.layout.views(self.vector)
         self._converted: list[tuple[nn.Parameter, Tensor]] = []
         for name, parameter in self.parameters.items():

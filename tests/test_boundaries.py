@@ -25,6 +25,7 @@ LEVELS = (
         "state",
         "objective",
         "domain",
+        "device",
         "shipping",
         "config",
         "trees",
