@@ -9,7 +9,6 @@ set -eu
 folder=$1
 authority=$(mktemp)
 trap 'rm -f "$authority"' EXIT
-umask 077
 
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=dasktrain throw-away authority" \
     -keyout "$authority" -out "$folder/ca.pem"

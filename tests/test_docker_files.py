@@ -39,13 +39,23 @@ def interpolated(text: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
+def parsed(words: list[str]) -> dict[str, Any]:
+    """Parse a command as its program will; Dask's take options that they do not know for arguments, we do not."""
+    programs = {
+        ("dask", "scheduler"): dask_scheduler.main,
+        ("dask", "worker"): dask_worker.main,
+        ("dasktrain", "fit"): dasktrain_main.commands["fit"],
+    }
+    found = programs[words[0], words[1]].make_context(words[1], words[2:]).params
+    arguments = [found.get("scheduler") or "", *found.get("preload_argv", ())]
+    assert not [argument for argument in arguments if argument.startswith("-")]
+    return found
+
+
 def options(service: str) -> dict[str, Any]:
-    """Parse a service's command as its program will."""
+    """Parse a service's command."""
     words = shlex.split(interpolated(SERVICES[service]["command"]))
-    if words[:2] == ["sh", "-c"]:
-        words = shlex.split(words[2].rpartition("exec ")[2])
-    programs = {"scheduler": dask_scheduler.main, "worker": dask_worker.main, "fit": dasktrain_main.commands["fit"]}
-    return programs[words[1]].make_context(words[1], words[2:]).params
+    return parsed(shlex.split(words[2].rpartition("exec ")[2]) if words[:2] == ["sh", "-c"] else words)
 
 
 def load(name: str) -> ModuleType:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import yaml
 from dask.utils import parse_bytes, parse_timedelta
-from distributed.cli import dask_scheduler, dask_worker
 
-from dasktrain.cli import main as dasktrain_main
 from dasktrain.config import seconds
+from tests.test_docker_files import parsed
 
 DOCKER = Path(__file__).parents[1] / "docker"
 KUBERNETES = DOCKER / "kubernetes"
@@ -32,16 +31,6 @@ def container(role: str) -> dict[str, Any]:
     return dict(found)
 
 
-def options(words: list[str]) -> dict[str, Any]:
-    """Parse a command as its program will, which refuses what it does not know."""
-    programs = {
-        ("dask", "scheduler"): dask_scheduler.main,
-        ("dask", "worker"): dask_worker.main,
-        ("dasktrain", "fit"): dasktrain_main.commands["fit"],
-    }
-    return programs[words[0], words[1]].make_context(words[1], words[2:]).params
-
-
 def helm_worker() -> list[str]:
     """Return the command that the chart makes of the values, in today's words."""
     worker = HELM["worker"]
@@ -59,7 +48,7 @@ def helm_worker() -> list[str]:
 def test_pods_run_todays_commands(role: str) -> None:
     words = container(role)["args"]
     assert words[:2] == {"trainer": ["dasktrain", "fit"]}.get(role, ["dask", role])
-    assert options(words)
+    assert parsed(words)
 
 
 def test_the_charts_commands_are_in_the_image() -> None:
@@ -72,16 +61,16 @@ def test_the_charts_commands_are_in_the_image() -> None:
 
 @pytest.mark.parametrize("words", [container("worker")["args"], helm_worker()], ids=["operator", "helm"])
 def test_workers_have_one_thread(words: list[str]) -> None:
-    assert options(words)["nthreads"] == 1
+    assert parsed(words)["nthreads"] == 1
 
 
 def test_the_operators_worker_has_a_little_less_memory_than_its_container() -> None:
     limit = parse_bytes(container("worker")["resources"]["limits"]["memory"])
-    assert 0.9 * limit < parse_bytes(options(container("worker")["args"])["memory_limit"]) < limit
+    assert 0.9 * limit < parse_bytes(parsed(container("worker")["args"])["memory_limit"]) < limit
 
 
 def test_dask_understands_the_memory_that_the_chart_hands_on() -> None:
-    assert parse_bytes(options(helm_worker())["memory_limit"]) == 2 * 2**30
+    assert parse_bytes(parsed(helm_worker())["memory_limit"]) == 2 * 2**30
 
 
 @pytest.mark.parametrize("role", PODS)
@@ -138,7 +127,7 @@ def test_probes_ask_for_health_and_are_patient(probe: dict[str, Any], port: int 
 
 def test_ports_of_probes_are_those_of_the_programs() -> None:
     ports = {port["name"]: port["containerPort"] for port in container("worker")["ports"]}
-    assert options(container("worker")["args"])["dashboard_address"] == f":{ports['http']}"
+    assert parsed(container("worker")["args"])["dashboard_address"] == f":{ports['http']}"
     assert {port["name"]: port["containerPort"] for port in container("scheduler")["ports"]} == {
         "tcp-comm": 8786,  # where Dask listens if nothing else is said
         "http-dashboard": 8787,
@@ -154,7 +143,7 @@ def test_the_trainer_finds_the_scheduler_of_either_cluster() -> None:
 
 
 def test_the_trainer_waits_for_as_many_workers_as_there_will_be() -> None:
-    assert options(container("trainer")["args"])["workers"] == CLUSTER["spec"]["worker"]["replicas"]
+    assert parsed(container("trainer")["args"])["workers"] == CLUSTER["spec"]["worker"]["replicas"]
     assert HELM["worker"]["replicas"] == CLUSTER["spec"]["worker"]["replicas"]
 
 
@@ -186,7 +175,7 @@ def test_no_keyword_is_one_that_jobqueue_has_renamed() -> None:
 def test_a_slurm_worker_has_one_thread_and_leaves_before_its_job_ends() -> None:
     found = slurm_keywords()
     assert ast.unparse(found["cores"]) == ast.unparse(found["processes"])
-    worker = options(["dask", "worker", *ast.literal_eval(found["worker_extra_args"])])
+    worker = parsed(["dask", "worker", *ast.literal_eval(found["worker_extra_args"])])
     hours, minutes, rest = map(int, ast.literal_eval(found["walltime"]).split(":"))
     stay = parse_timedelta(worker["lifetime"]) + parse_timedelta(worker["lifetime_stagger"])
     assert stay < hours * 3600 + minutes * 60 + rest
