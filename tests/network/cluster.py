@@ -109,8 +109,7 @@ class Cluster:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Cluster]:
+def running(folder: Path, delay: float = 0.0) -> Iterator[Cluster]:
     """Start everything, and end it afterwards."""
-    with ExitStack() as stack:
-        network = stack.enter_context(connected(*HOSTS))
+    with connected(*HOSTS, delay=delay) as network:
         yield Cluster(network, folder)

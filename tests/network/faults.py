@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.network.cluster import HOSTS, Cluster
+from tests.network.hosts import SLOW
 
 #: a late answer is still awaited then: rounds without the lost worker are quick
 SOON_AFTER = 12
-SLOW = ("tbf", "rate", "50mbit", "burst", "64kb", "latency", "100ms")
-FAR = ("netem", "delay", "20ms", "rate", "50mbit")
 Said = dict[str, Any]
 
 
@@ -44,12 +43,13 @@ def one_is_cut_and_comes_back(cluster: Cluster) -> Said:
 
 def links_are_slow(cluster: Cluster) -> Said:
     """Every link carries 50 Mbit/s."""
-    return _shaped(cluster, SLOW)
-
-
-def links_are_long(cluster: Cluster) -> Said:
-    """Every link takes 20 ms, in both directions."""
-    return _shaped(cluster, FAR)
+    for host in HOSTS:
+        cluster.network.shape(host, *SLOW)
+    cluster.begin()
+    said = cluster.said()
+    for host in HOSTS:
+        cluster.network.heal(host)
+    return said
 
 
 def _lost(cluster: Cluster, hosts: list[str], lose: Callable[[str], None]) -> Said:
@@ -57,16 +57,6 @@ def _lost(cluster: Cluster, hosts: list[str], lose: Callable[[str], None]) -> Sa
         for host in hosts:
             lose(host)
     return _done(cluster, hosts)
-
-
-def _shaped(cluster: Cluster, queue: tuple[str, ...]) -> Said:
-    for host in HOSTS:
-        cluster.network.shape(host, *queue)
-    cluster.begin()
-    said = cluster.said()
-    for host in HOSTS:
-        cluster.network.heal(host)
-    return said
 
 
 def _done(cluster: Cluster, hosts: list[str]) -> Said:

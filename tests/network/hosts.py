@@ -7,15 +7,19 @@ deletes links and addresses with them.
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+CABLE = Path(__file__).with_name("cable.py")
 #: seconds for a process to end before it is killed, and for a command that sets up a link
 PATIENCE = 10.0
 #: a queue that is too short for any packet: what a host sends is lost, and nobody is told
 BLACKHOLE = ("bfifo", "limit", "1")
+SLOW = ("tbf", "rate", "50mbit", "burst", "64kb", "latency", "100ms")
 USUAL = ("pfifo", "limit", "1000")
 
 
@@ -26,9 +30,12 @@ class Network:
     ----------
     hosts
         Their names, in the order of their addresses.
+    delay
+        Seconds from a host to the switch, and back.
     """
 
-    def __init__(self, hosts: Sequence[str]) -> None:
+    def __init__(self, hosts: Sequence[str], delay: float = 0.0) -> None:
+        self._delay = delay
         self._numbers = {host: number for number, host in enumerate(hosts, 1)}
         self._processes: list[subprocess.Popen[Any]] = []
 
@@ -48,12 +55,25 @@ class Network:
 
     def _plug_in(self, host: str) -> None:
         ip("netns", "add", space(host))
-        cable = ("link", "add", f"to-{host}", "type", "veth", "peer", "name", "eth0", "netns", space(host))
-        ip("-n", space("switch"), *cable)
+        if self._delay:
+            self._lay_long_cable(host)
+        else:
+            cable = ("link", "add", f"to-{host}", "type", "veth", "peer", "name", "eth0", "netns", space(host))
+            ip("-n", space("switch"), *cable)
         ip("-n", space("switch"), "link", "set", f"to-{host}", "master", "bridge", "up")
         ip("-n", space(host), "address", "add", f"{self.address(host)}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
             ip("-n", space(host), "link", "set", link, "up")
+
+    def _lay_long_cable(self, host: str) -> None:
+        ends = (space(host), "eth0", space("switch"), f"to-{host}")
+        command = [sys.executable, str(CABLE), str(self._delay), *ends]
+        cable = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self._processes.append(cable)
+        assert cable.stdout is not None
+        assert cable.stderr is not None
+        if not cable.stdout.readline():  # either a line or the end of it comes at once
+            raise OSError(cable.stderr.read().decode().splitlines()[-1])
 
     def tear_down(self) -> None:
         """End all processes, then the namespaces; what was never made is passed over."""
@@ -91,9 +111,9 @@ class Network:
 
 
 @contextmanager
-def connected(*hosts: str) -> Iterator[Network]:
+def connected(*hosts: str, delay: float = 0.0) -> Iterator[Network]:
     """Make hosts, and end them with all that runs on them."""
-    network = Network(hosts)
+    network = Network(hosts, delay)
     try:
         network.set_up()
         yield network
@@ -102,17 +122,17 @@ def connected(*hosts: str) -> Iterator[Network]:
 
 
 @cache
-def missing(*queue: str) -> str | None:
-    """Return why there can be no hosts here, or none whose links have such a queue; None if there can be."""
+def missing(delay: float = 0.0) -> str | None:
+    """Return why there can be no hosts here, or none with such a delay; None if there can be."""
     for tool in ("ip", "tc"):
         if shutil.which(tool) is None:
             return f"{tool} must be installed to make hosts, however it is not; install iproute2"
-    wanted = f"links with {' '.join(queue)}" if queue else "network namespaces"
     try:
-        with connected("trial") as network:
-            network.shape("trial", *(queue or BLACKHOLE))
+        with connected("trial", delay=delay) as network:
+            for queue in (BLACKHOLE, SLOW):
+                network.shape("trial", *queue)
     except OSError as error:
-        return f"The kernel must allow {wanted}, however {error}; run as root, on a kernel that has them"
+        return f"This kernel must allow hosts with links of their own, however {error}; run as root, or elsewhere"
     return None
 
 
@@ -124,7 +144,7 @@ def ended(process: "subprocess.Popen[Any]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(PATIENCE)
-    for pipe in (process.stdin, process.stdout):
+    for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 #: the others are what ``python -m benchmarks.chaos network`` does
-FAULTS = (faults.one_is_cut, faults.half_are_cut, faults.one_is_not_heard)
+FAULTS = (faults.one_is_cut, faults.one_is_not_heard, faults.half_are_cut)
 
 
 def test_partitions_in_the_middle_of_a_round_change_no_bit(tmp_path: Path) -> None:
