@@ -10,7 +10,10 @@ from tests.network.cluster import running
 from tests.network.driver import fit
 from tests.network.hosts import missing
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = [
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+    pytest.mark.timeout(300),  # half a minute, if nothing else goes on
+]
 
 
 #: the others are what ``python -m benchmarks.chaos network`` does
