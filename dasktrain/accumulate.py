@@ -10,25 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasktrain.vector import Layout, host_memory
+from dasktrain.vector import Layout, Memory, plain_memory, tensor_in
 
 Gradients = list[Tensor | None]
 
 
 @dataclass(slots=True)
 class Flat:
-    """Memory to sum in, each parameter's part of it, and where it is copied to if it is on a GPU."""
+    """Memory to sum in, each parameter's part of it, and memory on the CPU, which is the same unless it is on a GPU."""
 
     vector: Tensor
     views: list[Tensor]
-    host: Tensor | None = None
+    host: Tensor
 
     def on_host(self) -> Tensor:
         """Return the sum on the CPU."""
-        if self.vector.device.type == "cpu":
-            return self.vector
-        self.host = host_memory(self.vector) if self.host is None else self.host
-        return self.host.copy_(self.vector)
+        return self.host if self.host is self.vector else self.host.copy_(self.vector)
 
 
 @dataclass(slots=True)
@@ -48,10 +45,12 @@ class Accumulator:
         Of the parameters.
     like
         A flat vector, whose dtype and device those have that are summed in.
+    memory
+        Where sums lie that leave this process.
     """
 
-    def __init__(self, layout: Layout, like: Tensor) -> None:
-        self._layout, self._like = layout, like
+    def __init__(self, layout: Layout, like: Tensor, memory: Memory = plain_memory) -> None:
+        self._layout, self._like, self._new = layout, like, memory
         self._free: list[Flat] = []
         self._lent: list[Flat] = []
 
@@ -99,8 +98,9 @@ class Accumulator:
     def _memory(self) -> Flat:
         if self._free:
             return self._free.pop()
-        vector = torch.empty(self._layout.size, dtype=self._like.dtype, device=self._like.device)
-        return Flat(vector, list(self._layout.views(vector).values()))
+        host = tensor_in(self._new, self._layout.size, self._like.dtype)
+        vector = host if self._like.device.type == "cpu" else torch.empty_like(host, device=self._like.device)
+        return Flat(vector, list(self._layout.views(vector).values()), host)
 
 
 def _parts(gradients: Flat | Gradients) -> Gradients:

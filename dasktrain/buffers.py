@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from dasktrain.vector import Layout
+from dasktrain.vector import Layout, Memory, plain_memory, tensor_in
 
 #: byte boundary at which each buffer begins, enough for a view of any dtype
 ALIGNMENT = 16
@@ -28,7 +28,7 @@ class FlatBuffers:
         (bytes,), uint8: the buffers as a round starts from them.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, memory: Memory = plain_memory) -> None:
         # By name and owner, since forward() may put another tensor where a buffer was.
         self._owners: dict[str, list[tuple[nn.Module, str]]] = {}
         names: dict[int, str] = {}
@@ -41,7 +41,8 @@ class FlatBuffers:
         self.layout = Layout({name: (2, *_real(buffer).shape) for name, buffer in current.items()})
         sizes = [math.ceil(buffer.nbytes / ALIGNMENT) * ALIGNMENT for buffer in current.values()]
         device = next((buffer.device for buffer in current.values()), None)
-        self.vector = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
+        vector = tensor_in(memory, sum(sizes), torch.uint8).zero_()
+        self.vector = vector if device is None or device.type == "cpu" else vector.to(device)
         starts = [0, *accumulate(sizes)]
         self._starts = {
             name: self.vector[start : start + buffer.nbytes].view(buffer.dtype).view(buffer.shape)

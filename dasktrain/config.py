@@ -16,6 +16,7 @@ DEFAULTS = {
     "timeouts.silence": "10s",  # for a heartbeat of a worker that holds something up, before it is given up
     "timeouts.close": "10s",  # for leases to end
     "threads": None,  # torch threads of a replica; None: the fewest any worker has
+    "shared-memory": True,  # whether workers on the driver's host read and write in its memory
     "cache": "512MiB",  # other workers' partitions kept by a lease
 }
 
@@ -57,6 +58,12 @@ def _threads(value: Any) -> int | None:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
 def _bytes(value: Any) -> int:
     found = int(parse_bytes(value))
     if found < 0:
@@ -67,5 +74,6 @@ def _bytes(value: Any) -> int:
 _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "timeouts": (_seconds, "'10s'"),
     "threads": (_threads, "1, or None"),
+    "shared-memory": (_flag, "true or false"),
     "cache": (_bytes, "'512MiB'"),
 }

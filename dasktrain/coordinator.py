@@ -3,11 +3,13 @@
 import hashlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import monotonic
 
 import numpy as np
+from dask.system import CPU_COUNT
 
 from dasktrain.config import seconds
 from dasktrain.errors import AttachError, Diverged, WorkerLost
@@ -35,6 +37,8 @@ from dasktrain.wire import Wire, failed
 LOOK = 0.5
 #: seconds that workers have more than the first to get ready before the first round starts without them
 GRACE = 5.0
+#: threads that add, and blocks of numbers from which on it is worth it
+CORES, PARALLEL = CPU_COUNT, 4
 
 
 class Coordinator:
@@ -58,6 +62,7 @@ class Coordinator:
         self._next = Task(wire.run, "train", 0, 0, 0, fleet.shards)  # what joiners get ready for
         self._since: dict[str, float] = {}  # worker -> when it was sent what it has not answered
         self._alone: tuple[float, str] | None = None  # since when there is no worker, and why
+        self._adders = ThreadPoolExecutor(CORES, thread_name_prefix="dasktrain-add")
         self._digests: dict[Task, str] = {}  # of answers that another worker may still give
 
     def attach(self, replica: bytes, epoch: int, round: int) -> None:
@@ -104,7 +109,17 @@ class Coordinator:
         with self._wire.round(state):
             partials = self._collect(started)
             self._paces[kind].add(monotonic() - started)
-            return reduce(partials, self._fleet.shards)
+            return reduce(partials, self._fleet.shards, self._each)
+
+    def close(self) -> None:
+        """End the threads that add."""
+        self._adders.shutdown()
+
+    def _each(self, function: Callable[[int], None], starts: Sequence[int]) -> Iterable[object]:
+        """Call a function on each start of a block: on all cores, which workers of this host leave idle meanwhile."""
+        if len(starts) < PARALLEL:
+            return map(function, starts)
+        return self._adders.map(lambda mine: [*map(function, mine)], [starts[core::CORES] for core in range(CORES)])
 
     def _collect(self, started: float) -> list[Partial]:
         partials: list[Partial] = []
@@ -204,7 +219,7 @@ class Coordinator:
     def _compare(self, worker: str, answer: Answer) -> None:
         """See that a late answer is the one that was used."""
         wanted = self._digests.get(answer.task)
-        if wanted is None or not self._fleet.strict:
+        if wanted is None or not self._fleet.strict or not answer.partials:  # without: its round was over too soon
             return
         found = _digest(answer)
         if found != wanted:

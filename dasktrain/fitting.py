@@ -104,6 +104,7 @@ class Training:
             return Result.of(self.driver.state, self.encoding, self.driver, self.ship)
         finally:
             self.wire.close()
+            self.driver.coordinator.close()
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Fitting:
         module = self._module(prepared.encoding.schema)
         for batch in prepared.samples(prepared.plan.fewest_rows):
             preflight.check(module, trainer.loss, trainer.metrics, trainer.strategy, prepared.plan, batch)
-        state = TrainState(module, trainer.optimizer, trainer.scheduler, trainer.groups)
+        state = TrainState(module, trainer.optimizer, trainer.scheduler, trainer.groups, prepared.wire.memory)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if trainer.schedule_every == "round" and isinstance(state.scheduler, plateau):
             raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')

@@ -19,6 +19,7 @@ from dasktrain.errors import WorkerLost
 from dasktrain.events import Answered, Domain, Failed, Joined, Left, Ready, Refused
 from dasktrain.messages import Answer, Partial, State, Task
 from dasktrain.shipping import pack
+from dasktrain.vector import Memory
 from dasktrain.wire import Wire
 
 #: empty rounds whose median is a worker's latency
@@ -65,7 +66,7 @@ class Sample:
 class Echo:
     """A replica that trains nothing: it tells where it is, and sends back what it was sent."""
 
-    def __init__(self, threads: int, read: Callable[[str, int], Any]) -> None:
+    def __init__(self, threads: int, read: Callable[[str, int], Any], memory: Memory) -> None:
         self._threads = threads
 
     def domain(self) -> Domain:

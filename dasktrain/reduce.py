@@ -5,15 +5,22 @@ commutes but does not associate, so who computes a node, and by which route it t
 as long as every node is its left sum plus its right sum.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar, Union
 
 import numpy as np
 
 from dasktrain.errors import NonFinite, ReductionError
-from dasktrain.messages import Partial
+from dasktrain.messages import Partial, Vector
 
 T = TypeVar("T")
+S = TypeVar("S")
+#: pairs of pairs of ... of something
+Tree = Union[T, tuple["Tree[T]", ...]]  # noqa: UP007 - of strings there is no |
+#: calls a function on each of many, perhaps several at once
+Each = Callable[[Callable[[int], None], Sequence[int]], Iterable[object]]
+#: numbers that are summed at once: half a megabyte of float32, so that those of a few workers stay in the cache
+BLOCK = 1 << 17
 
 
 class Leaf(Protocol[T]):
@@ -57,15 +64,19 @@ def fold(start: int, stop: int, leaf: Leaf[T], add: Callable[[T, T], T]) -> T | 
     return add(left, right) if left is not None and right is not None else left if right is None else right
 
 
-def reduce(partials: Iterable[Partial], shards: int) -> Partial:
+def reduce(partials: Iterable[Partial], shards: int, each: Each = map) -> Partial:
     """Complete the tree from the partials of all workers.
 
     Parameters
     ----------
     partials
-        Any order; together they must cover [0, shards) exactly once, each of them a node of the tree.
+        Any order; together they must cover [0, shards) exactly once, each of them a node of the tree. Their arrays are
+        used up: sums are taken in place where they may be written to.
     shards
         Leaves of the tree.
+    each
+        Like `map`; it may call on several threads at once. Vectors are added block by block, each block all the way to
+        the root while it is in the processor's cache.
 
     Returns
     -------
@@ -84,39 +95,85 @@ def reduce(partials: Iterable[Partial], shards: int) -> Partial:
         if (partial.start, partial.stop) in nodes:
             raise ReductionError(f"Shards must be summed once, however {_name(partial)} came twice; report this")
         nodes[partial.start, partial.stop] = partial
-    total = _complete(0, shards, nodes)
+    tree = _tree(0, shards, nodes)
     if nodes:
         raise ReductionError(
             f"Partials must be nodes of the tree over {shards} shards, however {_name(*nodes.values())} "
             "came beside others that cover them; report this"
         )
-    for part in (total.vector, total.sums):
-        # One pass in place of two: a sum is finite only if all of its terms are, though not the reverse.
-        if part is not None and not np.isfinite(_quiet_sum(part)) and not np.isfinite(part).all():
-            raise NonFinite("A round's sums must be finite, however they hold NaN or infinity; lower the learning rate")
-    return total
+    sums = _checked(_sum(_map(tree, lambda partial: partial.sums)))
+    return Partial(0, shards, _vector(_map(tree, lambda partial: partial.vector), each), sums)
 
 
-def _complete(start: int, stop: int, nodes: dict[tuple[int, int], Partial]) -> Partial:
+def _tree(start: int, stop: int, nodes: dict[tuple[int, int], Partial]) -> Tree[Partial]:
+    """Return nested pairs of the partials that make up node [start, stop)."""
     if (start, stop) in nodes:
         return nodes.pop((start, stop))
     if stop - start == 1:
         raise ReductionError(f"Every shard must be summed, however shard {start} is missing; report this")
     middle = split(start, stop)
-    left, right = _complete(start, middle, nodes), _complete(middle, stop, nodes)
-    return Partial(start, stop, _plus(left.vector, right.vector), _plus(left.sums, right.sums))
+    return _tree(start, middle, nodes), _tree(middle, stop, nodes)
 
 
-def _plus(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | None:
+def _map(tree: Tree[T], function: Callable[[T], S]) -> Tree[S]:
+    return tuple(_map(side, function) for side in tree) if isinstance(tree, tuple) else function(tree)
+
+
+def _leaves(tree: Tree[T]) -> Iterator[T]:
+    if isinstance(tree, tuple):
+        for side in tree:
+            yield from _leaves(side)
+    else:
+        yield tree
+
+
+def _vector(tree: Tree[Vector | None], each: Each) -> Vector | None:
+    """Sum vectors block by block, into the first of them."""
+    vectors = [vector for vector in _leaves(tree) if vector is not None]
+    if len({len(vector) for vector in vectors}) > 1:
+        raise ReductionError(_of_lengths(*vectors))
+    if not vectors:
+        return None
+    total = vectors[0] if vectors[0].flags.writeable else vectors[0].copy()
+    size = len(total)
+
+    def summed(start: int) -> None:
+        place = slice(start, start + BLOCK)
+        parts = _map(
+            tree, lambda vector: None if vector is None else total[place] if vector is vectors[0] else vector[place]
+        )
+        _checked(_sum(parts))
+
+    for _ in each(summed, range(0, size, BLOCK)):
+        pass
+    return total
+
+
+def _sum(tree: Tree[Vector | None]) -> Vector | None:
+    """Sum arrays, in place where that can be done."""
+    if not isinstance(tree, tuple):
+        return tree
+    left, right = map(_sum, tree)
     if left is None or right is None:
         return right if left is None else left
-    if left.shape != right.shape:  # NumPy would stretch the one to the other
-        raise ReductionError(
-            f"Partials must have as many numbers, however one has {len(left)} and another {len(right)}; report this"
-        )
+    if left.shape != right.shape:  # or NumPy would stretch the shorter
+        raise ReductionError(_of_lengths(left, right))
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused once, at the root
-        added: np.ndarray = np.add(left, right, out=left if left.flags.writeable else None)
+        added: Vector = np.add(left, right, out=left if left.flags.writeable else None)
     return added
+
+
+def _of_lengths(*vectors: Vector) -> str:
+    lengths = sorted({len(vector) for vector in vectors})
+    return f"Sums must be of one length to be added, however they have {lengths} numbers; report this"
+
+
+def _checked(part: Vector | None) -> Vector | None:
+    """Raise NonFinite if a sum is not finite."""
+    # One pass in place of two: a sum is finite only if all of its terms are, though not the reverse.
+    if part is not None and not np.isfinite(_quiet_sum(part)) and not np.isfinite(part).all():
+        raise NonFinite("A round's sums must be finite, however they hold NaN or infinity; lower the learning rate")
+    return part
 
 
 def _quiet_sum(part: np.ndarray) -> float:

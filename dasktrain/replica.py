@@ -19,13 +19,13 @@ from dasktrain.device import Device, Wanted
 from dasktrain.domain import canary, digest_of_bits, made_up
 from dasktrain.errors import DasktrainError, DataError, NonFinite
 from dasktrain.events import Domain
-from dasktrain.messages import Answer, Failure, Kind, Partial, State, Task
+from dasktrain.messages import Answer, Failure, Kind, Partial, State, Task, Vector
 from dasktrain.objective import Measure, Objective, detached, measure
 from dasktrain.plan import Plan, Rows, shard_seed
 from dasktrain.reduce import fold, subtrees
 from dasktrain.shipping import explained
 from dasktrain.strategies import Strategy, Sums
-from dasktrain.vector import FlatParameters, as_tensor
+from dasktrain.vector import FlatParameters, Memory, as_tensor, plain_memory
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ class Replica:
         What to compute.
     read
         ``read(kind, partition)`` returns a block.
+    memory
+        Where answers lie.
     """
 
-    def __init__(self, job: Job, read: ReadBlocks) -> None:
+    def __init__(self, job: Job, read: ReadBlocks, memory: Memory = plain_memory) -> None:
         self.job = job
         self._read_block = read
         self._device = Device(job.device)
@@ -83,7 +85,7 @@ class Replica:
         self._buffers = FlatBuffers(self._module)
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
-        self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector)
+        self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector, memory)
         self._latest: tuple[Kind, int, int] | None = None  # the round that the accumulator's memory is lent to
         #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
         self._ahead: dict[tuple[int, int, int], tuple[Rows, Batch | None]] = {}
@@ -172,8 +174,7 @@ class Replica:
         if self._latest != (task.kind, task.epoch, task.round):
             self._latest = task.kind, task.epoch, task.round
             self._accumulator.reclaim()  # of an earlier round nobody needs the answers
-        self._device.fill(self._parameters.vector, as_tensor(state.parameters))
-        self._parameters.load()
+        self._take(state.parameters)
         self._device.fill(self._buffers.vector, as_tensor(state.buffers))
         self._module.train(task.kind == "train")
         contribute = self._train if task.kind == "train" else self._evaluate
@@ -186,6 +187,14 @@ class Replica:
                 vector = self._accumulator.flat(node)
                 partials.append(Partial(start, stop, None if vector is None else vector.numpy(), node.scalars))
         return tuple(partials)
+
+    def _take(self, parameters: Vector) -> None:
+        """Compute with these from now on: on the CPU where they lie."""
+        if self._device.is_gpu:
+            self._device.fill(self._parameters.vector, as_tensor(parameters))
+            self._parameters.load()
+        else:
+            self._parameters.adopt(parameters)
 
     # -- leaves -------------------------------------------------------------------------------------------
 

@@ -14,10 +14,13 @@ from torch.optim import Optimizer
 from dasktrain.buffers import FlatBuffers
 from dasktrain.errors import ModelError
 from dasktrain.messages import State
-from dasktrain.vector import FlatParameters
+from dasktrain.vector import FlatParameters, Memory, plain_memory
 
 MakeOptimizer = Callable[[Any], Optimizer]
 MakeScheduler = Callable[[Optimizer], Any]
+
+#: optimizers that have a fused implementation for the CPU
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class TrainState:
         Called with the optimizer; None for a constant learning rate.
     groups
         ``groups(module)`` returns torch parameter groups, a list of dicts.
+    memory
+        Where the vectors lie.
     """
 
     def __init__(
@@ -73,10 +78,11 @@ class TrainState:
         make_optimizer: MakeOptimizer,
         make_scheduler: MakeScheduler | None = None,
         groups: Callable[[nn.Module], Iterable[Any]] | None = None,
+        memory: Memory = plain_memory,
     ) -> None:
         self.module = module
-        self.parameters = FlatParameters(module)
-        self.buffers = FlatBuffers(module)
+        self.parameters = FlatParameters(module, memory)
+        self.buffers = FlatBuffers(module, memory)
         self.optimizer = make_optimizer(list(groups(module) if groups else self.parameters.parameters.values()))
         self._check_optimizer()
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
@@ -93,9 +99,25 @@ class TrainState:
         for group in self.optimizer.param_groups:
             if any(id(parameter) not in trained for parameter in group["params"] if parameter.requires_grad):
                 raise ModelError("Parameter groups must hold parameters of the module, however one is foreign")
-            # One implementation for the whole run, and not whichever torch prefers for the device.
-            if group.get("foreach") is None and not group.get("fused"):
-                group["foreach"] = False
+            self._settle_implementation(group)
+
+    def _settle_implementation(self, group: dict[str, Any]) -> None:
+        """Have one implementation for the whole run, and not whichever torch prefers for the device.
+
+        The fused ones pass over memory once, and give the same bits for any number of threads.
+        """
+        if group.get("foreach") is not None or group.get("fused"):
+            return
+        plain = type(self.optimizer) in FUSED and not (group.get("differentiable") or group.get("capturable"))
+        if plain and group.get("fused") is None and not isinstance(group["lr"], Tensor):
+            group["fused"] = True
+        else:
+            group["foreach"] = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether a step gives the same bits for any number of threads."""
+        return all(group.get("fused") for group in self.optimizer.param_groups)
 
     def message(self) -> State:
         """Return what a round starts from; the arrays share memory with the state."""

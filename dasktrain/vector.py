@@ -1,10 +1,10 @@
 """Named tensors and one flat vector: the only owner of the order in which names become floats."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -55,9 +55,20 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return tensor
 
 
-def host_memory(like: Tensor) -> Tensor:
-    """Return memory on the CPU for what is on a GPU, pinned, so that copies go at full speed."""
-    return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+#: returns so many bytes of writable memory
+Memory = Callable[[int], Any]
+
+
+def plain_memory(size: int) -> Any:
+    """Return memory of this process alone."""
+    return np.empty(size, dtype=np.uint8)
+
+
+def tensor_in(memory: Memory, size: int, dtype: torch.dtype) -> Tensor:
+    """Return a vector in new memory."""
+    if not size:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(memory(size * dtype.itemsize), dtype=dtype, count=size)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -83,21 +94,33 @@ class FlatParameters:
         (size,), float32, or float64 if any parameter is; on the device of the parameters.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, memory: Memory = plain_memory) -> None:
         self.parameters = trainable(module)
         if not self.parameters:
             raise ModelError("The model must have parameters that require gradients, however it has none")
         self.layout = layout_of(self.parameters)
         device = next(iter(self.parameters.values())).device
-        self.vector = torch.empty(self.layout.size, dtype=_vector_dtype(self.parameters), device=device)
-        views = self.layout.views(self.vector)
+        vector = tensor_in(memory, self.layout.size, _vector_dtype(self.parameters))
+        self._bind(vector if device.type == "cpu" else torch.empty_like(vector, device=device), copy=True)
+
+    def _bind(self, vector: Tensor, copy: bool) -> None:
+        """Have parameters lie in a vector, whose values may be theirs."""
+        self.vector = vector
+        views = self.layout.views(vector)
         self._converted: list[tuple[nn.Parameter, Tensor]] = []
         for name, parameter in self.parameters.items():
-            views[name].copy_(parameter.detach())
-            if parameter.dtype == self.vector.dtype:
+            if copy:
+                views[name].copy_(parameter.detach())
+            if parameter.dtype == vector.dtype:
                 parameter.data = views[name]
             else:
                 self._converted.append((parameter, views[name]))
+
+    def adopt(self, values: np.ndarray) -> None:
+        """Have parameters be what lies in an array (size,) of the vector's dtype, as long as it lies there."""
+        if values.__array_interface__["data"][0] != self.vector.data_ptr():
+            self._bind(as_tensor(values), copy=False)
+        self.load()
 
     def load(self) -> None:
         """Carry the vector into parameters that are not views of it."""

@@ -54,6 +54,8 @@ def trained_digest(
     model = build().train()
     parameters, buffers = list(model.parameters()), list(model.buffers())
     optimizer = make_optimizer(parameters)
+    for group in optimizer.param_groups:
+        group["fused"] = True if group.get("fused") is None and "fused" in group else group.get("fused")
     starts = np.concatenate([[0], np.cumsum(plan.strata.sum(axis=1))])
 
     def lengths(rows: Rows) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from dasktrain.domain import made_up, pinned
 from dasktrain.errors import ModelError
 from dasktrain.state import TrainState, digest
 
@@ -201,12 +202,45 @@ def test_parameter_groups_step_with_their_own_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "expected"), [({}, False), ({"foreach": True}, True), ({"fused": True}, None), ({"fused": False}, False)]
+    ("chosen", "foreach", "fused"),
+    [
+        ({}, None, True),
+        ({"foreach": True}, True, None),
+        ({"fused": True}, None, True),
+        ({"fused": False}, False, False),
+        ({"lr": torch.tensor(0.1)}, False, None),
+    ],
 )
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-def test_implementation_is_pinned_unless_it_was_chosen(optimizer: Any, chosen: dict[str, bool], expected: Any) -> None:
-    state = TrainState(nn.Linear(1, 1), partial(optimizer, lr=0.1, **chosen))
-    assert [group["foreach"] for group in state.optimizer.param_groups] == [expected]
+def test_implementation_is_pinned_unless_it_was_chosen(
+    optimizer: Any, chosen: dict[str, Any], foreach: bool | None, fused: bool | None
+) -> None:
+    state = TrainState(nn.Linear(1, 1), partial(optimizer, **({"lr": 0.1} | chosen)))
+    assert [(group["foreach"], group["fused"]) for group in state.optimizer.param_groups] == [(foreach, fused)]
+    assert state.fused == bool(fused)
+
+
+def test_implementation_is_pinned_where_none_is_fused() -> None:
+    state = TrainState(nn.Linear(1, 1), torch.optim.RMSprop)
+    assert state.optimizer.param_groups[0]["foreach"] is False
+    assert not state.fused
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_fused_step_has_the_same_bits_on_any_number_of_threads(optimizer: Any) -> None:
+    def stepped(threads: int) -> str:
+        module = nn.Linear(999, 101)
+        with torch.no_grad():
+            module.weight.copy_(made_up(101, 999))
+            module.bias.zero_()
+        state = TrainState(module, partial(optimizer, lr=0.1, weight_decay=0.01))
+        with pinned(threads):
+            for salt in range(3):
+                module.weight.grad, module.bias.grad = made_up(101, 999, salt=salt), made_up(101, salt=salt)
+                state.optimizer.step()
+        return state.digest
+
+    assert len({stepped(threads) for threads in (1, 2, 3)}) == 1
 
 
 @pytest.mark.parametrize(

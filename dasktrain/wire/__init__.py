@@ -50,6 +50,9 @@ class Wire(Protocol):
     def threads(self) -> int:
         """Torch threads of a replica, the same for all."""
 
+    def memory(self, size: int) -> Any:
+        """Return so many bytes of writable memory, in which a state is sent with the least ado."""
+
     def persist(self, tasks: Sequence[Delayed]) -> list[Delayed]:
         """Start tasks and return what stands for their results, which are kept as long as it is."""
 

@@ -61,6 +61,11 @@ class Channel:
         """Return the socket's descriptor, for selectors."""
         return self._socket.fileno()
 
+    @property
+    def stale(self) -> bool:
+        """Whether what came last has changed since; what is sent does not."""
+        return False
+
     def close(self) -> None:
         """End the connection."""
         self._socket.close()

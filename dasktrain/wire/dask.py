@@ -24,10 +24,12 @@ from dasktrain.errors import AttachError, BadInput, InsecureCluster, SchedulerLo
 from dasktrain.events import Answered, Domain, Event, Failed, Joined, Left, Ready
 from dasktrain.messages import Failure, Kind, State, Task, decode_reply, encode_ask
 from dasktrain.shipping import pack
+from dasktrain.vector import plain_memory
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.inbox import Inbox
 from dasktrain.wire.leases import Leases, reach
 from dasktrain.wire.pins import unpin
+from dasktrain.wire.shared import POSSIBLE, Store
 from dasktrain.wire.silence import expel_silent
 from dasktrain.wire.watch import Watch
 
@@ -64,6 +66,7 @@ class DaskWire:
         self._state: State | None = None
         self._inbox: Inbox[News] | None = None
         self._closing = threading.Lock()
+        self._memory = Store() if POSSIBLE and setting("shared-memory") else None
 
     # -- before the run -----------------------------------------------------------------------------------
 
@@ -88,6 +91,10 @@ class DaskWire:
         """Return whether connections can be opened from here to workers that are there, to one of them at least."""
         workers = list(self.client.nthreads())
         return not workers or bool(self.client.sync(reach, workers, self.client.connection_args))
+
+    def memory(self, size: int) -> Any:
+        """Return memory for the state, which workers on this host will read where it lies."""
+        return plain_memory(size) if self._memory is None else self._memory(size)
 
     def persist(self, tasks: Sequence[Delayed]) -> list[Delayed]:
         """Start tasks wherever Dask likes; what is returned holds their futures."""
@@ -160,7 +167,9 @@ class DaskWire:
         keys = pack(dict, {kind: [future.key for future in futures] for kind, futures in self._blocks.items()})
         self._inbox = inbox = Inbox[News]()
         self._watch = Watch(self.client, inbox.tell)
-        self._leases = Leases(self.client, self.run, replica, keys, lambda *attached: inbox.tell(attached), inbox.tell)
+        self._leases = Leases(
+            self.client, self.run, replica, keys, self._memory, lambda *attached: inbox.tell(attached), inbox.tell
+        )
         for worker in sorted(self.client.nthreads()):
             inbox.tell(Joined(worker))
 
@@ -199,6 +208,8 @@ class DaskWire:
             yield
         finally:
             self._state = None
+            if self._memory is not None:
+                self._memory.turned()
             for channel in self._channels.values():
                 channel.keep()
 

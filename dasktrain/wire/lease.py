@@ -5,7 +5,7 @@ import socket
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -19,10 +19,12 @@ from distributed.utils_comm import gather_from_workers
 from distributed.worker import Worker
 
 from dasktrain.errors import AttachError
-from dasktrain.messages import Failure, Header, Task, decode_ask, decode_attach, encode_reply
+from dasktrain.messages import Answer, Failure, Header, Task, decode_ask, decode_attach, encode_reply
 from dasktrain.shipping import run_packed
+from dasktrain.vector import Memory, plain_memory
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
+from dasktrain.wire.shared import POSSIBLE, Store, accept
 from dasktrain.wire.silence import expel_silent
 
 #: seconds between looks at whether an idle lease is still wanted, and at where a lost partition is being computed
@@ -74,10 +76,7 @@ def lease(terms: Terms) -> None:
         worker.log_event(operation(terms.run), {"worker": terms.address})
         channel = _attached(worker, session, terms)
         if channel is not None:
-            try:
-                _serve(worker, channel, terms)
-            finally:
-                channel.close()
+            _serve(worker, channel, terms)
     finally:
         worker.handlers.pop(operation(terms.run), None)
 
@@ -115,14 +114,24 @@ def _closing(worker: Worker) -> bool:
 
 def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
     """Build the replica and answer tasks until the connection ends or the worker closes."""
-    with heap.kept(), suppress(OSError):  # the connection ended, and with it the lease
+    with ExitStack() as ends, heap.kept(), suppress(OSError):  # the connection ended, and with it the lease
+        ends.callback(channel.close)
         channel.send({"attached": terms.run})
+        memory = Store() if POSSIBLE else None
+        offered, _ = next(_messages(worker, channel))
+        ends.callback((channel := accept(channel, offered, memory)).close)
         messages = _messages(worker, channel)
-        respond = _build(worker, channel, *decode_attach(*next(messages)), terms)
+        respond = _build(worker, channel, *decode_attach(*next(messages)), terms, memory or plain_memory)
         for header, frames in messages:
             task, state = decode_ask(header, frames)
-            channel.send(*encode_reply(respond(task, state)))
+            reply = _stale(task) if channel.stale else respond(task, state)
+            channel.send(*encode_reply(_stale(task) if channel.stale else reply))
             respond.ahead(task)
+
+
+def _stale(task: Task) -> Answer:
+    """Answer for a round that is over: parameters may have changed while they were read."""
+    return Answer(task, (), 0.0)
 
 
 def _messages(worker: Worker, channel: Channel) -> Iterator[tuple[Header, list[Any]]]:
@@ -134,10 +143,12 @@ def _messages(worker: Worker, channel: Channel) -> Iterator[tuple[Header, list[A
         yield channel.receive()
 
 
-def _build(worker: Worker, channel: Channel, task: Task, replica: bytes, keys: bytes, terms: Terms) -> Respond:
+def _build(
+    worker: Worker, channel: Channel, task: Task, replica: bytes, keys: bytes, terms: Terms, memory: Memory
+) -> Respond:
     """Make the replica from what the driver sent packed, get it ready for a task, and say so."""
     try:
-        respond: Respond = run_packed(replica, _Blocks(worker, run_packed(keys), terms))
+        respond: Respond = run_packed(replica, _Blocks(worker, run_packed(keys), terms), memory)
         domain = respond.domain()
     except Exception as error:
         text = f"A replica must be built on every worker, however {type(error).__name__}: {error}"

@@ -27,6 +27,7 @@ from dasktrain.shipping import pack, run_packed_with
 from dasktrain.wire import failed
 from dasktrain.wire.channel import Channel, detach
 from dasktrain.wire.lease import Terms, lease, operation
+from dasktrain.wire.shared import Store, offer
 
 #: how the task begins that holds a worker for a run; the run and the worker follow
 LEASE = "dasktrain-lease-"
@@ -49,6 +50,8 @@ class Leases:
         Names them.
     replica, keys
         What a lease builds its replica from, as bytes.
+    memory
+        Whose contents workers of this host are to read where it lies.
     ready
         Called with worker, channel and domain, in a thread of this class's.
     tell
@@ -61,11 +64,13 @@ class Leases:
         run: str,
         replica: bytes,
         keys: bytes,
+        memory: Store | None,
         ready: Callable[[str, Channel, Domain], None],
         tell: Callable[[Event], None],
     ) -> None:
         self._client, self._run = client, run
         self._first_message = [replica, keys]
+        self._memory = memory
         self._ready, self._tell = ready, tell
         self._futures: dict[str, Future] = {}
         self._news: dict[str, SimpleQueue[object]] = {}
@@ -115,6 +120,7 @@ class Leases:
             self._await_announcement(worker, deadline)
             channel = self._channels[worker] = Channel(asyncio.run(self._connect(worker, deadline)))
             channel.receive(_rest(deadline))  # the lease has taken over
+            channel = self._channels[worker] = offer(channel, self._memory)
             channel.send({"stage": asdict(task)}, self._first_message)
             domain = self._domain(worker, channel, deadline)
             channel.receive()  # its data is at hand, however long that takes

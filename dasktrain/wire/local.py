@@ -12,6 +12,7 @@ from dasktrain.errors import BadInput
 from dasktrain.events import Answered, Event, Failed, Joined, Ready
 from dasktrain.messages import Failure, Kind, State, Task
 from dasktrain.shipping import run_packed
+from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond
 
 
@@ -38,10 +39,15 @@ class LocalWire:
         self._replica = b""
         self._replicas: dict[str, Respond] = {}
         self._state: State | None = None
+        self._states: dict[str, State] = {}
         self._events: deque[Event] = deque()
 
     def open(self) -> None:
         """Nothing to check: the workers are here."""
+
+    def memory(self, size: int) -> Any:
+        """Return memory like any other."""
+        return plain_memory(size)
 
     def persist(self, tasks: Sequence[Delayed]) -> list[Delayed]:
         """Run tasks one after another in this thread, and keep the results."""
@@ -63,7 +69,7 @@ class LocalWire:
 
     def lease(self, worker: str, task: Task) -> None:
         """Build a worker's replica."""
-        replica: Respond = run_packed(self._replica, self._read)
+        replica: Respond = run_packed(self._replica, self._read, plain_memory)
         self._replicas[worker] = replica
         self._events.append(Ready(worker, replica.domain()))
 
@@ -84,8 +90,15 @@ class LocalWire:
     def send(self, worker: str, task: Task) -> None:
         """Have the worker's replica answer at once."""
         assert self._state is not None
-        reply = self._replicas[worker](task, self._state)
+        reply = self._replicas[worker](task, self._copied(worker, self._state))
         self._events.append(Failed(worker, reply) if isinstance(reply, Failure) else Answered(worker, reply))
+
+    def _copied(self, worker: str, state: State) -> State:
+        """Return the state in memory of the worker's own, as if it had been sent."""
+        copy = self._states.setdefault(worker, State(state.parameters.copy(), state.buffers.copy()))
+        copy.parameters[:] = state.parameters
+        copy.buffers[:] = state.buffers
+        return copy
 
     def events(self, timeout: float) -> list[Event]:
         """Return what happened; there is nothing to wait for."""

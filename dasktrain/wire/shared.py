@@ -1,0 +1,248 @@
+"""Memory that two processes of one host have in common: numbers are written once, and read where they lie.
+
+Memory is anonymous (memfd) and its descriptors travel over a Unix socket, so nothing has a name that could be left
+behind, /dev/shm may be of any size or missing, and all of it is gone when the last process that maps it is.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from typing_extensions import Buffer
+
+from dasktrain.errors import WireError
+from dasktrain.messages import Header, Vector
+from dasktrain.wire.channel import Channel, Message
+
+#: whether this system has anonymous memory whose size can be sealed, and abstract sockets: Linux has
+POSSIBLE = hasattr(os, "memfd_create") and hasattr(socket, "SO_PEERCRED")
+#: seconds for the other end to connect, which it does at once or not at all
+CONNECT = 5.0
+#: what keeps a peer from cutting memory off while we read it
+_SEAL, _READ_SEALS, _NO_MORE, _NO_SHRINK, _NO_GROWTH = 1033, 1034, 1, 2, 4
+#: what goes along with a descriptor; what the system tells of a peer: process, user, group
+_SIZE, _CREDENTIALS = struct.Struct("<Q"), struct.Struct("3i")
+
+
+class Block:
+    """Some memory of one owner.
+
+    Attributes
+    ----------
+    memory : mmap.mmap
+        Filled with zeros at first; for peers, that may only read it or write to it as well.
+    address : int
+        Where it lies in this process.
+    """
+
+    def __init__(self, descriptor: int, size: int, writable: bool) -> None:
+        rights = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self.descriptor = descriptor
+        self.memory = mmap.mmap(descriptor, size, mmap.MAP_SHARED, rights)
+        self.address: int = np.frombuffer(self.memory, dtype=np.uint8).__array_interface__["data"][0]
+
+    @staticmethod
+    def new(size: int) -> "Block":
+        """Make memory of at least a byte."""
+        size = max(1, size)
+        descriptor = os.memfd_create("dasktrain", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(descriptor, _SEAL, _NO_SHRINK | _NO_GROWTH | _NO_MORE)
+        return Block(descriptor, size, writable=True)
+
+    @staticmethod
+    def of_peer(descriptor: int, size: int, writable: bool) -> "Block":
+        """Map what another process made, if it cannot be taken away again."""
+        if not fcntl.fcntl(descriptor, _READ_SEALS) & _NO_SHRINK or os.fstat(descriptor).st_size < max(1, size):
+            os.close(descriptor)
+            raise WireError(f"Shared memory must have {size} bytes and keep them, however it need not; report this")
+        return Block(descriptor, size, writable)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self.descriptor)
+
+
+class Store:
+    """The blocks of one owner, found by what lies in them.
+
+    The first of them counts how often what lies in the others has changed, for peers that still read it.
+    """
+
+    def __init__(self) -> None:
+        self.blocks = [Block.new(8)]
+        self._places: dict[int, int] = {}
+        self._turns = np.frombuffer(self.blocks[0].memory, dtype=np.uint64)
+
+    def __call__(self, size: int) -> mmap.mmap:
+        """Return new memory of so many bytes, writable."""
+        block = Block.new(size)
+        self._places[block.address] = len(self.blocks)
+        self.blocks.append(block)
+        return block.memory
+
+    def find(self, array: Vector | bytes) -> int | None:
+        """Return the number of the block at whose beginning an array lies, if there is one."""
+        if isinstance(array, bytes) or not array.nbytes:
+            return None
+        return self._places.get(array.__array_interface__["data"][0])
+
+    @property
+    def turn(self) -> int:
+        """How often it was turned."""
+        return int(self._turns[0])
+
+    def turned(self) -> None:
+        """Tell peers that what they may still read changes from now on."""
+        self._turns[0] += 1
+
+
+class SharedChannel(Channel):
+    """A connection on which arrays that lie in shared memory are named instead of sent.
+
+    Parameters
+    ----------
+    connected
+        A connected stream socket, for messages; taken over.
+    descriptors
+        A connected Unix socket on which memory is handed over; taken over.
+    ours
+        What the peer may read.
+    writable
+        Whether this end may write to the peer's memory.
+    """
+
+    def __init__(self, connected: socket.socket, descriptors: socket.socket, ours: Store, writable: bool) -> None:
+        super().__init__(connected)
+        self._descriptors, self._ours, self._writable = descriptors, ours, writable
+        self._introduced = 0
+        self._theirs: list[Block] = []
+        self._turn = 0  # of the peer's memory, when it sent what came last
+
+    def close(self) -> None:
+        """End the connection."""
+        super().close()
+        self._descriptors.close()
+
+    @property
+    def stale(self) -> bool:
+        """Whether the peer has changed its memory since it sent what came last."""
+        return bool(self._theirs) and int(np.frombuffer(self._theirs[0].memory, dtype=np.uint64)[0]) != self._turn
+
+    def post(self, header: Header, arrays: Sequence[Vector | bytes] = ()) -> None:
+        """Have a message sent by later calls of `flush`; arrays in shared memory are read where they lie."""
+        named, sent = [], list[Vector | bytes]()
+        for place, array in enumerate(arrays):
+            number = self._ours.find(array)
+            if number is None:
+                sent.append(array)
+            else:
+                named.append((place, number, memoryview(cast(Buffer, array)).nbytes))
+        if named:
+            self._introduce()
+            header = {**header, "shared": named, "turn": self._ours.turn}
+        super().post(header, sent)
+
+    def _introduce(self) -> None:
+        """Hand over the blocks that the peer does not have."""
+        while self._introduced < len(self._ours.blocks):
+            block = self._ours.blocks[self._introduced]
+            socket.send_fds(self._descriptors, [_SIZE.pack(len(block.memory))], [block.descriptor])
+            self._introduced += 1
+
+    def poll(self) -> Message | None:
+        """Return the next message if all of it is here; what was named is valid as long as the peer leaves it alone.
+
+        Raises
+        ------
+        OSError
+            The connection was closed or lost.
+        WireError
+            What came was not a message.
+        """
+        message = super().poll()
+        if message is None or "shared" not in message[0]:
+            return message
+        header, frames = message
+        try:
+            self._turn = int(header.pop("turn"))
+            for place, number, size in header.pop("shared"):
+                frames.insert(place, memoryview(self._block(number).memory)[:size])
+        except (KeyError, TypeError, ValueError) as error:
+            raise WireError(f"Shared memory must be named by numbers, however {error}") from error
+        return header, frames
+
+    def _block(self, number: int) -> Block:
+        while not 0 <= number < len(self._theirs):
+            packed, descriptors, _, _ = socket.recv_fds(self._descriptors, _SIZE.size, 1)
+            if len(packed) != _SIZE.size or len(descriptors) != 1:
+                raise WireError("Shared memory must be handed over before it is named, however it was not; report this")
+            self._theirs.append(Block.of_peer(descriptors[0], _SIZE.unpack(packed)[0], self._writable))
+        return self._theirs[number]
+
+
+# -- from a connection to shared memory -------------------------------------------------------------------------
+
+
+def offer(channel: Channel, ours: Store | None) -> Channel:
+    """Offer the other end of a connection to share memory; return what to go on with, which may be the same.
+
+    Whether it is on this host shows when it finds a socket whose name it is told. The name can be read by anyone on
+    the host, so both ends see to it that the other is of their own user.
+    """
+    if ours is None:
+        channel.send({"share": ""})
+        return channel
+    name = f"dasktrain-{secrets.token_hex(16)}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen(1)
+        listener.settimeout(CONNECT)
+        channel.send({"share": name})
+        if not channel.receive(CONNECT)[0].get("shared"):
+            return channel
+        descriptors, _ = listener.accept()
+    messages, theirs = socket.socketpair()
+    with theirs:
+        _check_user(descriptors)
+        socket.send_fds(descriptors, [b"!"], [theirs.fileno()])
+    channel.close()
+    return SharedChannel(messages, descriptors, ours, writable=True)
+
+
+def accept(channel: Channel, header: Header, ours: Store | None) -> Channel:
+    """Take an offer up if that can be done; return what to go on with."""
+    if not header["share"]:
+        return channel
+    descriptors = _connected(header["share"]) if ours is not None else None
+    channel.send({"shared": descriptors is not None})
+    if descriptors is None or ours is None:
+        return channel
+    _, (messages,), _, _ = socket.recv_fds(descriptors, 1, 1)
+    channel.close()
+    return SharedChannel(socket.socket(fileno=messages), descriptors, ours, writable=False)
+
+
+def _connected(name: str) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(f"\0{name}")
+        _check_user(connection)
+    except OSError:  # it is on another host, or in another container
+        connection.close()
+        return None
+    connection.settimeout(CONNECT)
+    return connection
+
+
+def _check_user(connection: socket.socket) -> None:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
+        raise PermissionError("shared memory is for processes of one user")
