@@ -132,6 +132,6 @@ def _interval(every: str) -> tuple[int, int, float]:
     except (ValueError, KeyError, TypeError, IndexError):
         amount = 0
     if amount <= 0:
-        raise BadInput(f'every must be like "500 rounds", "1 epoch" or "10 min", however it is {every!r}')
+        raise BadInput(f'every must be like "500 rounds", "1 epoch" or "10 minutes", however it is {every!r}')
     unit = counted[2] if counted else "time"
     return (int(amount) * (unit == "round"), int(amount) * (unit == "epoch"), amount * (unit == "time"))

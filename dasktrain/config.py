@@ -1,4 +1,4 @@
-"""Our settings, each overridden by ``dask.config`` under "dasktrain", e.g. DASK_DASKTRAIN__TIMEOUTS__ATTACH=2min."""
+"""Our settings, each overridden by ``dask.config`` under "dasktrain", e.g. DASK_DASKTRAIN__TIMEOUTS__ATTACH=2m."""
 
 import math
 from collections.abc import Callable

@@ -12,7 +12,7 @@ import numpy as np
 from dask.system import CPU_COUNT
 
 from dasktrain.config import seconds
-from dasktrain.errors import AttachError, Diverged, WorkerLost
+from dasktrain.errors import AttachError, Diverged, ReductionError, WorkerLost
 from dasktrain.events import (
     Abort,
     Answered,
@@ -109,7 +109,13 @@ class Coordinator:
         with self._wire.round(state):
             partials = self._collect(started)
             self._paces[kind].add(monotonic() - started)
-            return reduce(partials, self._fleet.shards, self._each)
+            total = reduce(partials, self._fleet.shards, self._each)
+            if total.vector is not None and total.vector.shape != state.parameters.shape:
+                raise ReductionError(
+                    f"Gradients must have {state.parameters.shape} numbers, however they have {total.vector.shape}; "
+                    "report this"
+                )
+            return total
 
     def close(self) -> None:
         """End the threads that add."""

@@ -113,7 +113,7 @@ class Driver:
         for observer in self.observers:
             observer.step()
         cursor.settled = False
-        with pinned(torch.get_num_threads() if state.fused else self.run.threads):
+        with pinned(state.threads(self.run.threads)):
             figures = self.strategy.apply(state, total, self.sums)
         record = self._round_record(total, started, figures)
         if state.scheduler and self.schedule_every == "round":

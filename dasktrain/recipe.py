@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -115,7 +116,10 @@ def opened(recipe: Mapping[str, Any]) -> tuple[Trainer, dict[str, Any]]:
 def model_of(spec: Any) -> Callable[[Schema], nn.Module]:
     """Return what builds a recipe's model for a schema."""
     name, keywords = _split("model", spec)
-    return partial(build, _named("model", name), keywords)
+    found = _named("model", name)
+    with _keywords_of("model", found) as signature:
+        signature.bind_partial(**keywords)
+    return partial(build, found, keywords)
 
 
 def build(kind: Callable[..., nn.Module], given: Mapping[str, Any], schema: Schema) -> nn.Module:
@@ -170,7 +174,8 @@ def _bound(what: str, spec: Any) -> Callable[..., Any]:
     """Return a class with its keywords bound, to be called with what it is for."""
     name, keywords = _split(what, spec)
     found = _named(what, name)
-    _check(what, found, None, **keywords)
+    with _keywords_of(what, found) as signature:
+        signature.bind(None, **keywords)
     return partial(found, **keywords)
 
 
@@ -241,15 +246,17 @@ def _imported(what: str, module: str) -> ModuleType:
 
 
 def _called(what: str, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
-    _check(what, function, *args, **keywords)
+    with _keywords_of(what, function) as signature:
+        signature.bind(*args, **keywords)
     return function(*args, **keywords)
 
 
-def _check(what: str, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> None:
+@contextmanager
+def _keywords_of(what: str, function: Callable[..., Any]) -> Iterator[inspect.Signature]:
     """Refuse keywords that what a recipe names does not take."""
     signature = inspect.signature(function)
     try:
-        signature.bind(*args, **keywords)
+        yield signature
     except TypeError as error:
         name = getattr(function, "__name__", what)
         raise BadInput(

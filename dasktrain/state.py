@@ -22,6 +22,9 @@ MakeScheduler = Callable[[Optimizer], Any]
 #: optimizers that have a fused implementation for the CPU
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
+#: parameters from which on a step takes longer than waking threads, which then spin for a while
+LARGE = 1 << 19
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -114,10 +117,10 @@ class TrainState:
         else:
             group["foreach"] = False
 
-    @property
-    def fused(self) -> bool:
-        """Whether a step gives the same bits for any number of threads."""
-        return all(group.get("fused") for group in self.optimizer.param_groups)
+    def threads(self, pinned: int) -> int:
+        """Return how many threads to step with: as many as torch has if they are worth it and change no bits."""
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        return torch.get_num_threads() if fused and self.parameters.layout.size >= LARGE else pinned
 
     def message(self) -> State:
         """Return what a round starts from; the arrays share memory with the state."""

@@ -217,13 +217,18 @@ def test_implementation_is_pinned_unless_it_was_chosen(
 ) -> None:
     state = TrainState(nn.Linear(1, 1), partial(optimizer, **({"lr": 0.1} | chosen)))
     assert [(group["foreach"], group["fused"]) for group in state.optimizer.param_groups] == [(foreach, fused)]
-    assert state.fused == bool(fused)
+    assert state.threads(7) == 7  # too few parameters for more
 
 
 def test_implementation_is_pinned_where_none_is_fused() -> None:
     state = TrainState(nn.Linear(1, 1), torch.optim.RMSprop)
     assert state.optimizer.param_groups[0]["foreach"] is False
-    assert not state.fused
+
+
+def test_step_uses_all_threads_where_that_changes_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dasktrain.state.LARGE", 1)
+    assert TrainState(nn.Linear(1, 1), torch.optim.SGD).threads(7) == torch.get_num_threads()
+    assert TrainState(nn.Linear(1, 1), torch.optim.RMSprop).threads(7) == 7
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])

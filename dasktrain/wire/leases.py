@@ -15,7 +15,6 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-from dask.utils import parse_bytes
 from distributed import Client, Future
 from distributed.comm import connect
 
@@ -76,7 +75,7 @@ class Leases:
         self._news: dict[str, SimpleQueue[object]] = {}
         self._channels: dict[str, Channel] = {}  # of workers that are not ready
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="dasktrain-attach")
-        self._client.subscribe_topic(operation(run), lambda event: self._hear(event[1]["worker"], "announced"))
+        self._client.subscribe_topic(operation(run), self._announced)
 
     def make(self, worker: str, task: Task) -> None:
         """Start to make a lease that gets ready for `task`."""
@@ -107,6 +106,12 @@ class Leases:
             self._client.unsubscribe_topic(operation(self._run))
         return dict(self._futures)
 
+    def _announced(self, event: tuple[float, Any]) -> None:
+        """Pass on what a lease logged; others may log there, too."""
+        _, message = event
+        if isinstance(message, dict) and isinstance(message.get("worker"), str):
+            self._hear(message["worker"], "announced")
+
     def _hear(self, worker: str, news: object) -> None:
         if worker in self._news:
             self._news[worker].put(news)
@@ -134,7 +139,7 @@ class Leases:
 
     def _submit(self, worker: str) -> None:
         patience, silence = seconds("timeouts.attach"), seconds("timeouts.silence")
-        terms = Terms(self._run, worker, patience, silence, parse_bytes(setting("cache")))
+        terms = Terms(self._run, worker, patience, silence, setting("cache"))
         future = self._client.submit(
             run_packed_with,
             versions(),

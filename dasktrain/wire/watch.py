@@ -33,9 +33,11 @@ class Watch:
 
     def _heard(self, event: tuple[float, Any]) -> None:
         _, message = event
-        make = ACTIONS.get(message["action"]) if isinstance(message, dict) and "action" in message else None
-        if make is not None:
-            self._tell(make(message["worker"]))
+        if not isinstance(message, dict):
+            return  # anybody may log here
+        action, worker = message.get("action"), message.get("worker")
+        if isinstance(action, str) and isinstance(worker, str) and action in ACTIONS:
+            self._tell(ACTIONS[action](worker))
 
     @property
     def lost(self) -> bool:
