@@ -31,7 +31,7 @@ class Checkpoint(Observer):
     url
         A directory, any fsspec URL. It must hold no other run's checkpoints, unless that run is resumed.
     every
-        ``"500 rounds"``, ``"1 epoch"`` or a time such as ``"10 min"``.
+        ``"500 rounds"``, ``"1 epoch"`` or a time such as ``"10 minutes"``.
     keep
         How many of the newest stay.
 

@@ -3,9 +3,10 @@
 import hashlib
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import numpy as np
@@ -39,6 +40,22 @@ LOOK = 0.5
 GRACE = 5.0
 #: threads that add, and blocks of numbers from which on it is worth it
 CORES, PARALLEL = CPU_COUNT, 4
+#: answers whose times are remembered
+REMEMBERED = 10_000
+#: part of a round -> seconds
+Parts = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds that a worker took to answer, `waited` of them to gather data that were not at hand."""
+
+    kind: Kind
+    epoch: int
+    round: int
+    worker: str
+    seconds: float
+    waited: float
 
 
 class Coordinator:
@@ -63,6 +80,9 @@ class Coordinator:
         self._since: dict[str, float] = {}  # worker -> when it was sent what it has not answered
         self._alone: tuple[float, str] | None = None  # since when there is no worker, and why
         self._adders = ThreadPoolExecutor(CORES, thread_name_prefix="dasktrain-add")
+        #: how long each worker took for what it was asked last; of the round that was asked for last, seconds by part
+        self.timings: deque[Timing] = deque(maxlen=REMEMBERED)
+        self.parts: Parts = {}
         self._digests: dict[Task, str] = {}  # of answers that another worker may still give
 
     def attach(self, replica: bytes, epoch: int, round: int) -> None:
@@ -108,14 +128,22 @@ class Coordinator:
         started = monotonic()
         with self._wire.round(state):
             partials = self._collect(started)
-            self._paces[kind].add(monotonic() - started)
+            answered = monotonic()
+            self._paces[kind].add(answered - started)
             total = reduce(partials, self._fleet.shards, self._each)
+            self.parts = self._parts(answered - started, monotonic() - answered)
             if total.vector is not None and total.vector.shape != state.parameters.shape:
                 raise ReductionError(
                     f"Gradients must have {state.parameters.shape} numbers, however they have {total.vector.shape}; "
                     "report this"
                 )
             return total
+
+    def _parts(self, waited: float, reduced: float) -> Parts:
+        """Divide the seconds of a round, of which the worker that was last decided."""
+        last = self.timings[-1]
+        compute = last.seconds - last.waited
+        return {"wait_data": last.waited, "compute": compute, "wire": waited - last.seconds, "reduce": reduced}
 
     def close(self) -> None:
         """End the threads that add."""
@@ -218,6 +246,7 @@ class Coordinator:
         if not self._fleet.lacks(task):
             self._compare(worker, answer)
             return []
+        self.timings.append(Timing(task.kind, task.epoch, task.round, worker, answer.seconds, answer.waited))
         if self._fleet.is_doubled(worker, task):
             self._digests[task] = _digest(answer)
         return list(answer.partials)

@@ -149,10 +149,13 @@ class Driver:
         cursor = self.run.cursor
         rows, seconds = self.plan.rows_of_round(cursor.round), perf_counter() - started
         record = {"epoch": cursor.epoch, "round": cursor.round, "rows": rows, **self.sums.means(total), **figures}
+        parts = self.coordinator.parts
         record |= {
             "learning_rate": self.state.learning_rate,
             "seconds": seconds,
             "rows_per_second": rows / seconds,
+            **parts,
+            "step": seconds - sum(parts.values()),
         }
         self.run.history.rounds.append(record)
         return record

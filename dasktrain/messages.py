@@ -53,11 +53,12 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one worker found for one task; `seconds` is the time it worked."""
+    """What one worker found for one task; it worked for `seconds`, of which it waited for data for `waited`."""
 
     task: Task
     partials: tuple[Partial, ...]
     seconds: float
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def encode_reply(reply: Answer | Failure) -> tuple[Header, list[Vector]]:
         dtype = str(partial.vector.dtype) if partial.vector is not None else None
         nodes.append((partial.start, partial.stop, dtype, partial.sums is not None))
         arrays += parts
-    return {"nodes": nodes, "seconds": reply.seconds, "task": task}, arrays
+    return {"nodes": nodes, "seconds": reply.seconds, "waited": reply.waited, "task": task}, arrays
 
 
 @_reading()
@@ -137,9 +138,10 @@ def decode_reply(header: Header, frames: Sequence[Any]) -> Answer | Failure:
         return Failure(error, text, traceback, task)
     rest = list(frames)[::-1]
     partials = tuple(_partial(node, rest) for node in header["nodes"])
-    if rest or not math.isfinite(_of(float, header["seconds"])):
-        raise ValueError(f"{len(rest)} frames belong to no node, after {header['seconds']} seconds")
-    return Answer(task, partials, header["seconds"])
+    seconds, waited = (_of(float, header[name]) for name in ("seconds", "waited"))
+    if rest or not math.isfinite(seconds + waited):
+        raise ValueError(f"{len(rest)} frames belong to no node, after {seconds} seconds, {waited} without data")
+    return Answer(task, partials, seconds, waited)
 
 
 def _partial(node: Any, rest: list[Any]) -> Partial:

@@ -25,7 +25,16 @@ class History(list[Record]):
 
     Epochs have ``epoch``, ``rounds``, ``rows``, ``loss`` and each metric (over the epoch's training rows, as
     they were seen), ``valid_loss`` and ``valid_<metric>`` if there is validation data, ``learning_rate``,
-    ``seconds`` and ``rows_per_second``. Rounds have the same for one round, and ``round``.
+    ``seconds`` and ``rows_per_second``. Rounds have the same for one round, and ``round``; and what its seconds were
+    spent on, which adds up to them:
+
+    =============  ===================================================================================================
+    ``wait_data``  gathering rows that were not at hand when they were asked for, by the worker that answered last
+    ``compute``    forward, backward and sums there
+    ``wire``       the rest of the time until its answer was here: both ways, and waiting for its turn
+    ``reduce``     the tree over all answers
+    ``step``       the optimizer, and all else the driver does
+    =============  ===================================================================================================
     """
 
     def __init__(self, epochs: Sequence[Record] = (), rounds: Sequence[Record] = ()) -> None:
@@ -292,7 +301,9 @@ class Progress(Observer):
         self._live = None
 
 
-_NOT_SHOWN = ("epoch", "round", "rounds", "rows", "seconds", "rows_per_second", "learning_rate")
+#: what the seconds of a round are spent on, in order
+PARTS = ("wait_data", "compute", "wire", "reduce", "step")
+_NOT_SHOWN = ("epoch", "round", "rounds", "rows", "seconds", "rows_per_second", "learning_rate", *PARTS)
 
 
 def _line(record: Record, rounds: int, of: int) -> dict[str, str]:

@@ -86,17 +86,18 @@ class Replica:
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
         self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector, memory)
+        self._waited = 0.0  # seconds of the task under way in which data were gathered
         self._latest: tuple[Kind, int, int] | None = None  # the round that the accumulator's memory is lent to
         #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
         self._ahead: dict[tuple[int, int, int], tuple[Rows, Batch | None]] = {}
 
     def __call__(self, task: Task, state: State) -> Answer | Failure:
         """Answer a task; whatever the user's code raises comes back as a Failure."""
-        started = perf_counter()
+        started, self._waited = perf_counter(), 0.0
         try:
             with self._device.pinned(self.job.threads):
                 partials = self._partials(task, state)
-            return Answer(task, partials, perf_counter() - started)
+            return Answer(task, partials, perf_counter() - started, self._waited)
         except Exception as raised:
             error = explained(raised) if isinstance(raised, ModuleNotFoundError) else raised
             name = type(error).__name__ if isinstance(error, DasktrainError) else "ReplicaError"
@@ -170,6 +171,14 @@ class Replica:
         rows = self.job.plans[kind].rows(epoch, round, shard, lambda rows: lengths(read, rows))
         return rows, self._device.batch(gather(read, rows, self.job.collate)) if len(rows) else None
 
+    def _waited_for(self, kind: Kind, epoch: int, round: int, shard: int) -> tuple[Rows, Batch | None]:
+        """Gather what is needed now."""
+        started = perf_counter()
+        try:
+            return self._gathered(kind, epoch, round, shard)
+        finally:
+            self._waited += perf_counter() - started
+
     def _partials(self, task: Task, state: State) -> tuple[Partial, ...]:
         if self._latest != (task.kind, task.epoch, task.round):
             self._latest = task.kind, task.epoch, task.round
@@ -201,7 +210,7 @@ class Replica:
     def _train(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
         """Add one shard's gradient to `into`."""
         place = task.epoch, task.round, shard
-        rows, batch = self._ahead.pop(place) if place in self._ahead else self._gathered("train", *place)
+        rows, batch = self._ahead.pop(place) if place in self._ahead else self._waited_for("train", *place)
         if batch is None:
             return into
         self._buffers.load()  # every shard starts from the round's buffers
@@ -225,7 +234,7 @@ class Replica:
         total: np.ndarray | None = None
         with torch.no_grad():
             for round in range(plan.rounds):
-                rows, batch = self._gathered("evaluate", 0, round, shard)
+                rows, batch = self._waited_for("evaluate", 0, round, shard)
                 if batch is None:
                     continue
                 output = call(self._module, batch.inputs)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dasktrain.checkpoint import load_state, save_state
+from dasktrain.coordinator import Timing
 from dasktrain.data import encoding_from_json, with_function
 from dasktrain.data.source import Encoding, Schema, Source
 from dasktrain.driver import Driver
@@ -17,6 +18,7 @@ from dasktrain.generate import generate
 from dasktrain.objective import Measure
 from dasktrain.observe import History
 from dasktrain.predict import predict
+from dasktrain.profiling import draw
 from dasktrain.shipping import shipped
 from dasktrain.state import TrainState, digest_of, named_state
 
@@ -51,6 +53,7 @@ class Result:
     ended: str
     ship: tuple[str, ...]
     _tensors: dict[str, Tensor] = field(repr=False)
+    _timings: tuple[Timing, ...] = field(repr=False, default=())
 
     @staticmethod
     def of(state: TrainState, encoding: Encoding, driver: Driver, ship: tuple[str, ...]) -> "Result":
@@ -80,6 +83,7 @@ class Result:
             driver.ended,
             ship,
             tensors,
+            tuple(driver.coordinator.timings),
         )
 
     def predict(self, data: Any) -> Any:
@@ -114,6 +118,17 @@ class Result:
         """Return the mean of each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
         with shipped(self.ship):
             return evaluate(self.model, self.encoding, data, metrics)
+
+    def profile(self) -> Any:
+        """Draw where the time went: rounds as stacked bars by part, and the work of each worker.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            ``figure.savefig("profile.png")``. The parts are those of :class:`dasktrain.History`. Of a result that was
+            loaded there is no work by worker.
+        """
+        return draw(self.history, self._timings)
 
     def save(self, url: str) -> None:
         """Write model, optimizer state, encoding and history to a directory (any fsspec URL), atomically."""

@@ -16,7 +16,7 @@ from dasktrain.device import Wanted
 from dasktrain.errors import BadInput, known_keywords
 from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.objective import Measure
-from dasktrain.observe import Observer, Progress
+from dasktrain.observe import PARTS, Observer, Progress
 from dasktrain.plan import Partitioning, Shuffle
 from dasktrain.remote import launch, obeying
 from dasktrain.result import Result
@@ -28,7 +28,10 @@ from dasktrain.wire.dask import DaskWire
 
 T = TypeVar("T")
 #: names that records of the history have for something else
-RESERVED = ("epoch", "round", "rounds", "rows", "loss", "learning_rate", "seconds", "rows_per_second", "gradient_norm")
+RESERVED = (
+    *("epoch", "round", "rounds", "rows", "loss", "learning_rate", "seconds", "rows_per_second", "gradient_norm"),
+    *PARTS,
+)
 Model = nn.Module | Callable[[Schema], nn.Module]
 
 
@@ -189,27 +192,21 @@ class Trainer:
         RunError
             During the run: no worker left, a loss that is NaN, a module that raised.
         """
-        if epochs is None and max_rounds is None:
-            epochs = 10
-        epochs, max_rounds = _whole("epochs", epochs), _whole("max_rounds", max_rounds)
-        batch_size, shards = _whole("batch_size", batch_size), _whole("shards", shards)
-        for name, source in (("data", data), ("validation", validation)):
-            if source is not None and not hasattr(source, "survey"):
-                raise BadInput(
-                    f"{name} must be a dt.Table, Arrays, Text or Records, however it is a {type(source).__name__}; "
-                    "wrap it"
-                )
-        if determinism not in ("strict", "off"):
-            raise BadInput(f'determinism must be "strict" or "off", however it is {determinism!r}')
-        if device not in ("auto", "cpu", "cuda"):
-            raise BadInput(f'device must be "auto", "cpu" or "cuda", however it is {device!r}')
+        _check_sources(data=data, validation=validation)
+        for name, value, choices in (
+            ("determinism", determinism, ("strict", "off")),
+            ("driver", driver, ("auto", "client", "cluster")),
+            ("device", device, ("auto", "cpu", "cuda")),
+        ):
+            if value not in choices:
+                raise BadInput(f"{name} must be one of {choices}, however it is {value!r}")
         check_shipped(ship)
         settings = Settings(
-            epochs,
-            batch_size,
-            shards,
+            _whole("epochs", 10 if epochs is None and max_rounds is None else epochs),
+            _whole("batch_size", batch_size),
+            _whole("shards", shards),
             seed,
-            max_rounds,
+            _whole("max_rounds", max_rounds),
             partition,
             shuffle,
             window,
@@ -218,8 +215,6 @@ class Trainer:
             tuple(ship),
             device,
         )
-        if driver not in ("auto", "client", "cluster"):
-            raise BadInput(f'driver must be "auto", "client" or "cluster", however it is {driver!r}')
         fitting = Fitting(self, data, validation, settings)
         with shipped(settings.ship), wire_of(client) as wire:
             if driver == "cluster" or (driver == "auto" and isinstance(wire, DaskWire) and not wire.reachable()):
@@ -233,6 +228,13 @@ class Trainer:
                     return _in_thread(fitting.prepare(wire, stop).run, stop)
             finally:
                 wire.close()
+
+
+def _check_sources(**sources: Source | None) -> None:
+    for name, source in sources.items():
+        if source is not None and not hasattr(source, "survey"):
+            kind = type(source).__name__
+            raise BadInput(f"{name} must be a dt.Table, Arrays, Text or Records, however it is a {kind}; wrap it")
 
 
 def _whole(name: str, value: T) -> T:

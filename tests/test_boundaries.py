@@ -46,6 +46,7 @@ LEVELS = (
         "generate",
         "text",
         "estimators",
+        "profiling",
         "running",
         "probe",
         "inspection",
