@@ -1,6 +1,7 @@
 """Data and models of the benchmarks."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,3 +27,32 @@ def mlp(inputs: int, width: int, outputs: int) -> nn.Module:
     return nn.Sequential(
         nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
     )
+
+
+class Step(NamedTuple):
+    """One step of an MLP of two hidden layers, with so many rows a worker."""
+
+    name: str
+    inputs: int
+    width: int
+    outputs: int
+    rows: int
+
+    def model(self) -> nn.Module:
+        """Build it."""
+        return mlp(self.inputs, self.width, self.outputs)
+
+
+STEPS = (
+    Step("4k", 28, 48, 2, 64),
+    Step("0.8M", 100, 840, 10, 128),
+    Step("9.4M", 100, 3010, 10, 256),
+    Step("54.6M", 100, 7333, 10, 64),
+)
+
+
+def rows_for(case: Step, workers: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a worker's rows: enough for 40 steps of other rows each."""
+    rng = np.random.default_rng(rank)
+    count = 40 * case.rows
+    return rng.normal(size=(count, case.inputs)).astype(np.float32), rng.integers(0, case.outputs, count)
