@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dasktrain.data.block import Batch, call
 from dasktrain.errors import DasktrainError, ModelError, PlanError
@@ -27,12 +29,15 @@ def check(
     Raises
     ------
     ModelError
-        Module, loss or metric do not accept the data or each other.
+        Module, loss or metric do not accept the data or each other, or the module writes to its parameters.
     PlanError
         A shard may have one row of a module that needs two.
     """
     with torch.random.fork_rng(devices=[]):
-        _try(copy.deepcopy(module).train(), loss, metrics, strategy, plan, batch)
+        module = copy.deepcopy(module).train()
+        with _Writes(FlatParameters(module).parameters) as writes:  # refuses a module without anything to train
+            _try(module, loss, metrics, strategy, plan, batch)
+        writes.check(trainable(module))
 
 
 def _try(
@@ -45,7 +50,6 @@ def _try(
 ) -> None:
     named = batch.inputs.items() if isinstance(batch.inputs, dict) else [("", part) for part in batch.inputs]
     shapes = ", ".join(f"{name} {_shape(part)}".strip() for name, part in named)
-    FlatParameters(module)  # refuses a module without anything to train
     try:
         output = call(module, batch.inputs)
     except Exception as error:
@@ -65,6 +69,43 @@ def _try(
             measure(metric, detached(output), batch)
         except Exception as error:
             raise ModelError(f"Metric {name!r} must accept {found}, however {type(error).__name__}: {error}") from error
+
+
+class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what is written to parameters, also under no_grad and by their `data`.
+
+    Workers may have them in memory that can only be read, which they would die of.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._places = {
+            name: range(part.data_ptr(), part.data_ptr() + part.nbytes) for name, part in parameters.items()
+        }
+        self._written: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        declared, kwargs = func._schema.arguments, kwargs or {}
+        given = dict(zip((argument.name for argument in declared), args, strict=False)) | kwargs
+        for argument in declared:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._note(given.get(argument.name))
+        return func(*args, **kwargs)
+
+    def _note(self, value: Any) -> None:
+        for tensor in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                address = tensor.data_ptr()
+                self._written.update(name for name, place in self._places.items() if address in place)
+
+    def check(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise ModelError if any parameter was written to, or is not where it was."""
+        moved = {name for name, place in self._places.items() if parameters[name].data_ptr() != place.start}
+        for name in sorted(self._written | moved):
+            raise ModelError(
+                f"A module must not write to its parameters in forward, however it wrote to {name!r}; compute "
+                "with a changed copy, or keep what changes in a buffer"
+            )
 
 
 def _shape(value: object) -> str:

@@ -343,6 +343,90 @@ def test_error_of_a_model_is_a_model_error_with_its_cause() -> None:
     assert isinstance(error.__cause__, RuntimeError)
 
 
+class Clamped(nn.Module):
+    """Keeps its parameters within bounds in a way of its own; at first they are."""
+
+    def __init__(self, write: Callable[[nn.Parameter], object]) -> None:
+        super().__init__()
+        self.layer, self.scale, self.write = nn.Linear(2, 3), nn.Parameter(torch.ones(())), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.write(self.scale)
+        return self.layer(x) * self.scale
+
+
+@torch.no_grad()
+def clamp(scale: nn.Parameter) -> None:
+    scale.clamp_(0, 9)
+
+
+@torch.no_grad()
+def clamp_into(scale: nn.Parameter) -> None:
+    torch.clamp(scale, 0, 9, out=scale)
+
+
+@torch.no_grad()
+def clamp_each(scale: nn.Parameter) -> None:
+    torch._foreach_clamp_max_([scale], 9.0)
+
+
+def clamp_data(scale: nn.Parameter) -> None:
+    scale.data.clamp_(0, 9)
+
+
+def move_data(scale: nn.Parameter) -> None:
+    scale.data = scale.data.clamp(0, 9)
+
+
+@pytest.mark.parametrize("write", [clamp, clamp_into, clamp_each, clamp_data, move_data])
+def test_module_that_writes_to_its_parameters_is_refused(write: Callable[[nn.Parameter], object]) -> None:
+    refused(
+        ModelError,
+        ["must not write to its parameters in forward", "wrote to 'scale'", "changed copy"],
+        lambda wire, watcher: fit(table(), wire, model=Clamped(write), observers=[watcher]),
+    )
+
+
+class Renormalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 3, max_norm=1e9)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens).sum(dim=1)
+
+
+def test_embedding_that_renormalises_its_rows_is_refused() -> None:
+    refused(
+        ModelError,
+        ["wrote to 'table.weight'"],
+        lambda wire, watcher: fit(tokens(10), wire, model=Renormalised(), observers=[watcher]),
+    )
+
+
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 3, sparse=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens).sum(dim=1)
+
+
+def test_module_whose_gradients_are_sparse_is_not_refused() -> None:
+    assert len(fit(tokens(10), model=Sparse()).history) == 1
+
+
+def test_module_that_reads_its_parameters_in_any_way_is_not_refused() -> None:
+    @torch.no_grad()
+    def read(scale: nn.Parameter) -> None:
+        copy = scale.detach().clone()
+        torch.add(scale, 1, out=copy)
+        copy.mul_(scale)
+
+    assert len(fit(table(), model=Clamped(read)).history) == 1
+
+
 # -- batch normalisation --------------------------------------------------------------------------------------
 
 
