@@ -8,11 +8,12 @@ import contextlib
 import fcntl
 import mmap
 import os
+import re
 import secrets
 import socket
 import struct
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from typing_extensions import Buffer
@@ -25,6 +26,8 @@ from dasktrain.wire.channel import Channel, Message
 POSSIBLE = hasattr(os, "memfd_create") and hasattr(socket, "SO_PEERCRED")
 #: seconds for the other end to connect, which it does at once or not at all
 CONNECT = 5.0
+#: what a socket is called whose name may be told to a peer
+NAME = re.compile(r"dasktrain-[0-9a-f]{32}")
 #: what keeps a peer from cutting memory off while we read it
 _SEAL, _READ_SEALS, _NO_MORE, _NO_SHRINK, _NO_GROWTH = 1033, 1034, 1, 2, 4
 #: what goes along with a descriptor; what the system tells of a peer: process, user, group
@@ -44,14 +47,14 @@ class Block:
 
     def __init__(self, descriptor: int, size: int, writable: bool) -> None:
         rights = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self.descriptor = descriptor
         self.memory = mmap.mmap(descriptor, size, mmap.MAP_SHARED, rights)
+        self.descriptor = descriptor  # once nothing can fail: whoever made it closes it until then
         self.address: int = np.frombuffer(self.memory, dtype=np.uint8).__array_interface__["data"][0]
 
     @staticmethod
     def new(size: int) -> "Block":
-        """Make memory of at least a byte."""
-        size = max(1, size)
+        """Make memory of at least a number."""
+        size = max(_SIZE.size, size)
         descriptor = os.memfd_create("dasktrain", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, size)
         fcntl.fcntl(descriptor, _SEAL, _NO_SHRINK | _NO_GROWTH | _NO_MORE)
@@ -59,11 +62,13 @@ class Block:
 
     @staticmethod
     def of_peer(descriptor: int, size: int, writable: bool) -> "Block":
-        """Map what another process made, if it cannot be taken away again."""
-        if not fcntl.fcntl(descriptor, _READ_SEALS) & _NO_SHRINK or os.fstat(descriptor).st_size < max(1, size):
-            os.close(descriptor)
-            raise WireError(f"Shared memory must have {size} bytes and keep them, however it need not; report this")
-        return Block(descriptor, size, writable)
+        """Map what another process made, if it cannot be taken away again; the descriptor is taken over."""
+        with contextlib.suppress(OSError):  # it is no memory, or must not be written to
+            kept = fcntl.fcntl(descriptor, _READ_SEALS) & _NO_SHRINK
+            if kept and _SIZE.size <= size <= os.fstat(descriptor).st_size:
+                return Block(descriptor, size, writable)
+        os.close(descriptor)
+        raise WireError(f"Shared memory must have {size} bytes and keep them, however it need not; report this")
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
@@ -122,6 +127,7 @@ class SharedChannel(Channel):
     def __init__(self, connected: socket.socket, descriptors: socket.socket, ours: Store, writable: bool) -> None:
         super().__init__(connected)
         self._descriptors, self._ours, self._writable = descriptors, ours, writable
+        self._descriptors.setblocking(False)  # what is handed over is there before it is named
         self._introduced = 0
         self._theirs: list[Block] = []
         self._turn = 0  # of the peer's memory, when it sent what came last
@@ -174,18 +180,44 @@ class SharedChannel(Channel):
         try:
             self._turn = int(header.pop("turn"))
             for place, number, size in header.pop("shared"):
-                frames.insert(place, memoryview(self._block(number).memory)[:size])
-        except (KeyError, TypeError, ValueError) as error:
-            raise WireError(f"Shared memory must be named by numbers, however {error}") from error
+                self._insert(frames, place, number, size)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise WireError(f"Shared memory must be named by numbers, however {error}; report this") from error
         return header, frames
 
+    def _insert(self, frames: list[Any], place: int, number: int, size: int) -> None:
+        memory = self._block(number).memory
+        if not (0 <= place <= len(frames) and 0 <= size <= len(memory)):
+            raise ValueError(f"there is no frame {place}, or no {size} bytes for it")
+        frames.insert(place, memoryview(memory)[:size])
+
     def _block(self, number: int) -> Block:
-        while not 0 <= number < len(self._theirs):
-            packed, descriptors, _, _ = socket.recv_fds(self._descriptors, _SIZE.size, 1)
-            if len(packed) != _SIZE.size or len(descriptors) != 1:
-                raise WireError("Shared memory must be handed over before it is named, however it was not; report this")
-            self._theirs.append(Block.of_peer(descriptors[0], _SIZE.unpack(packed)[0], self._writable))
+        if number < 0:
+            raise ValueError(f"no block has number {number}")
+        while number >= len(self._theirs):
+            size, descriptor = _handed_over(self._descriptors)
+            self._theirs.append(Block.of_peer(descriptor, size, self._writable))
         return self._theirs[number]
+
+
+def _handed_over(descriptors: socket.socket) -> tuple[int, int]:
+    """Return the size and descriptor of a block that a peer has handed over."""
+    packed, received = _descriptor(descriptors, _SIZE.size)
+    if len(packed) != _SIZE.size or received is None:
+        if received is not None:
+            os.close(received)
+        raise WireError("Shared memory must be handed over before it is named, however it was not; report this")
+    return _SIZE.unpack(packed)[0], received
+
+
+def _descriptor(connection: socket.socket, size: int) -> tuple[bytes, int | None]:
+    """Return so many bytes and the descriptor that came with them, if they did."""
+    with contextlib.suppress(BlockingIOError):
+        packed, received, _, _ = socket.recv_fds(connection, size, 1)
+        for descriptor in received:
+            os.set_inheritable(descriptor, False)
+        return packed, received[0] if received else None
+    return b"", None
 
 
 # -- from a connection to shared memory -------------------------------------------------------------------------
@@ -208,41 +240,60 @@ def offer(channel: Channel, ours: Store | None) -> Channel:
         channel.send({"share": name})
         if not channel.receive(CONNECT)[0].get("shared"):
             return channel
-        descriptors, _ = listener.accept()
-    messages, theirs = socket.socketpair()
-    with theirs:
-        _check_user(descriptors)
-        socket.send_fds(descriptors, [b"!"], [theirs.fileno()])
+        descriptors = _accepted(listener)
+    with contextlib.ExitStack() as failing:
+        failing.enter_context(descriptors)
+        messages, theirs = socket.socketpair()
+        failing.enter_context(messages)
+        with theirs:
+            socket.send_fds(descriptors, [b"!"], [theirs.fileno()])
+        failing.pop_all()
     channel.close()
     return SharedChannel(messages, descriptors, ours, writable=True)
 
 
 def accept(channel: Channel, header: Header, ours: Store | None) -> Channel:
     """Take an offer up if that can be done; return what to go on with."""
-    if not header["share"]:
+    name = header.get("share")
+    if name == "":
         return channel
-    descriptors = _connected(header["share"]) if ours is not None else None
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise WireError(f"Shared memory must be offered by a name of ours, however it is {name!r:.80}; report this")
+    descriptors = _connected(name) if ours is not None else None
     channel.send({"shared": descriptors is not None})
     if descriptors is None or ours is None:
         return channel
-    _, (messages,), _, _ = socket.recv_fds(descriptors, 1, 1)
+    with contextlib.ExitStack() as failing:
+        failing.enter_context(descriptors)
+        _, messages = _descriptor(descriptors, 1)
+        if messages is None:
+            raise ConnectionResetError("the other end took back what it offered")
+        failing.pop_all()
     channel.close()
     return SharedChannel(socket.socket(fileno=messages), descriptors, ours, writable=False)
 
 
+def _accepted(listener: socket.socket) -> socket.socket:
+    """Return the first connection of our own user; others may have seen the name, and get nothing."""
+    while True:
+        connection, _ = listener.accept()
+        if _is_ours(connection):
+            return connection
+        connection.close()
+
+
 def _connected(name: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(f"\0{name}")
-        _check_user(connection)
-    except OSError:  # it is on another host, or in another container
-        connection.close()
-        return None
     connection.settimeout(CONNECT)
-    return connection
+    with contextlib.suppress(OSError):  # it is on another host, or in another container
+        connection.connect(f"\0{name}")
+        if _is_ours(connection):
+            return connection
+    connection.close()
+    return None
 
 
-def _check_user(connection: socket.socket) -> None:
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether a process of our own user is at the other end."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
-        raise PermissionError("shared memory is for processes of one user")
+    return bool(_CREDENTIALS.unpack(credentials)[1] == os.getuid())
