@@ -1,7 +1,9 @@
 """What every wire must do. A new wire is one more line in `wires`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from time import monotonic
+from typing import Any
 
 import dask
 import numpy as np
@@ -14,7 +16,7 @@ from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Stack
 from dasktrain.data.source import strata
 from dasktrain.events import Answered, Event, Failed, Joined, Ready
-from dasktrain.messages import Answer, Kind, State, Task
+from dasktrain.messages import Answer, Header, Kind, State, Task, Vector
 from dasktrain.plan import Plan
 from dasktrain.reduce import subtrees
 from dasktrain.replica import Job, Replica
@@ -22,6 +24,7 @@ from dasktrain.shipping import pack
 from dasktrain.strategies import GradientAveraging
 from dasktrain.vector import FlatParameters
 from dasktrain.wire import Wire
+from dasktrain.wire.channel import Channel, Message
 from dasktrain.wire.dask import DaskWire
 from dasktrain.wire.local import LocalWire
 from tests.problems import PARTITIONS, PROBLEMS
@@ -30,12 +33,18 @@ SHARDS = 6
 SECONDS = 30.0
 
 
-@pytest.fixture(params=["local", "dask"])
+@pytest.fixture(params=["local", "dask", "dask in shared memory"])
 def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
-    wire: Wire = LocalWire(2) if request.param == "local" else DaskWire(request.getfixturevalue("clean"))
+    wire: Wire = LocalWire(2) if request.param == "local" else on_dask(request, "shared" in request.param)
     wire.open()
     yield wire
     wire.close()
+
+
+def on_dask(request: pytest.FixtureRequest, share: bool) -> DaskWire:
+    """Return a wire to the cluster of all tests."""
+    with dask.config.set({"dasktrain.shared-memory": share}):
+        return DaskWire(request.getfixturevalue("clean"))
 
 
 def awaited(wire: Wire, count: int, of: type[Event]) -> list[Event]:
@@ -70,7 +79,7 @@ def joined(wire: Wire, module: nn.Module, fingerprints: list[str] | None = None)
     for event in awaited(wire, 2, Joined):
         assert isinstance(event, Joined)
         wire.lease(event.worker, Task("r", "train", 0, 0, 0, 3))
-    parameters, buffers = FlatParameters(module), FlatBuffers(module)
+    parameters, buffers = FlatParameters(module, wire.memory), FlatBuffers(module, wire.memory)
     return State(parameters.vector.numpy(), buffers.vector.numpy())
 
 
@@ -231,6 +240,48 @@ def test_large_messages_arrive_whole(wire: Wire) -> None:
     gradients()
     state.parameters[:] = before
     np.testing.assert_equal(gradients(), first)
+
+
+class Meter:
+    """Counts the bytes of arrays that cross the driver's connections, in both directions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = 0
+        post, poll = Channel.post, Channel.poll
+
+        def posted(channel: Channel, header: Header, arrays: Sequence[Vector | bytes] = ()) -> None:
+            self.bytes += sum(map(size, arrays))
+            post(channel, header, arrays)
+
+        def polled(channel: Channel) -> Message | None:
+            message = poll(channel)
+            self.bytes += sum(map(size, message[1])) if message is not None else 0
+            return message
+
+        monkeypatch.setattr(Channel, "post", posted)
+        monkeypatch.setattr(Channel, "poll", polled)
+
+
+def size(array: Any) -> int:
+    """Return the bytes of an array or of a frame."""
+    return memoryview(array).nbytes
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_arrays_cross_the_connection_only_if_memory_is_not_shared(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, share: bool
+) -> None:
+    with closing(on_dask(request, share)) as wire:
+        wire.open()
+        state = attached(wire, nn.Sequential(nn.Linear(6, 5_000), nn.BatchNorm1d(5_000), nn.Linear(5_000, 3)))
+        tasks = {worker: Task("r", "train", 0, 0, place, place + 1) for place, worker in enumerate(wire.workers)}
+        meter = Meter(monkeypatch)
+        asked(wire, tasks, state)
+        answers = asked(wire, tasks, state)
+        vectors, sums = ([getattr(answer.partials[0], part) for answer in answers] for part in ("vector", "sums"))
+        state_bytes = len(answers) * (state.parameters.nbytes + state.buffers.nbytes)
+        crossed = sum(map(size, sums)) + (0 if share else state_bytes + sum(map(size, vectors)))
+        assert meter.bytes == 2 * crossed
 
 
 def test_client_stays_usable(clean: Client) -> None:
