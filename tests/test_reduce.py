@@ -1,18 +1,28 @@
 """The canonical tree: the same additions whoever makes them."""
 
+import importlib
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dasktrain import coordinator
+from dasktrain.coordinator import Coordinator
 from dasktrain.errors import NonFinite, ReductionError
+from dasktrain.fleet import Fleet
 from dasktrain.messages import Partial
-from dasktrain.reduce import fold, reduce, split, subtrees
+from dasktrain.reduce import Each, fold, reduce, split, subtrees
+from dasktrain.wire.local import LocalWire
 
 Vector = np.ndarray
 quick = settings(max_examples=100, deadline=None)
@@ -187,6 +197,102 @@ def test_read_only_arrays_are_summed_and_left_alone() -> None:
     assert total.vector is not None
     assert total.vector.tolist() == [7.0] * 3
     assert [array[0] for array in arrays] == [1.0, 2.0, 4.0]
+
+
+# -- block by block -----------------------------------------------------------------------------------------------
+
+
+def blocks_of(size: int) -> Any:
+    """Have vectors be summed so many numbers at once."""
+    return patch.object(importlib.import_module("dasktrain.reduce"), "BLOCK", size)
+
+
+@contextmanager
+def cores(count: int) -> Iterator[Each]:
+    """Return how a coordinator calls a function on each block with so many cores."""
+    with patch.object(coordinator, "CORES", count), patch.object(coordinator, "PARALLEL", 1):
+        adds = Coordinator(LocalWire(), Fleet(1), print, threading.Event())
+        try:
+            yield adds._each
+        finally:
+            adds.close()
+
+
+@contextmanager
+def several_threads() -> Iterator[Each]:
+    """Return how to call a function on each block at once, whatever the machine has."""
+    with ThreadPoolExecutor(3) as pool:
+        yield pool.map
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_block_is_summed_once_however_many_cores_there_are(count: int) -> None:
+    with cores(count) as each:
+        for blocks in range(12):
+            called: list[int] = []
+            list(each(called.append, range(blocks)))
+            assert Counter(called) == Counter(range(blocks))
+
+
+@pytest.mark.parametrize("adds", [several_threads, lambda: cores(2)], ids=["threads", "coordinator"])
+def test_blocks_on_threads_have_the_bits_of_the_whole(adds: Any) -> None:
+    @quick
+    @given(
+        st.integers(1, 20),
+        st.integers(1, 7),
+        st.sampled_from([0.0, 0.4, 1.0]),
+        st.integers(0, 2**32),
+        st.lists(st.booleans(), min_size=20, max_size=20),
+    )
+    def check(shards: int, block: int, empty: float, seed: int, read_only: list[bool]) -> None:
+        leaves = leaf_vectors(shards, seed, np.float32, empty)
+        sent = [Partial(place, place + 1, as_sent(leaf, read_only[place]), None) for place, leaf in enumerate(leaves)]
+        before = [None if partial.vector is None else partial.vector.tobytes() for partial in sent]
+        with blocks_of(block):
+            total = reduce(sent[::-1], shards, each).vector
+        expected = tree_sum(leaves, 0, shards)
+        assert (total is None) == (expected is None)
+        if total is not None and expected is not None:
+            assert (total.flags.writeable, total.tobytes()) == (True, expected.tobytes())
+        for partial, bits in zip(sent, before, strict=True):
+            if partial.vector is not None and not partial.vector.flags.writeable:
+                assert partial.vector.tobytes() == bits
+
+    with adds() as each:
+        check()
+
+
+def as_sent(leaf: Vector | None, read_only: bool) -> Vector | None:
+    """Return a copy, which may be of memory that must not be written to."""
+    if leaf is None:
+        return None
+    return np.frombuffer(leaf.tobytes(), leaf.dtype) if read_only else leaf.copy()
+
+
+def test_a_sum_lies_in_the_memory_of_the_first_that_has_any() -> None:
+    """Where shards without rows sent nothing; no other memory of its size is taken."""
+    vectors = [None, np.ones(10), np.ones(10), None]
+    with blocks_of(3):
+        total = reduce([Partial(place, place + 1, vector, None) for place, vector in enumerate(vectors)], 4)
+    assert total.vector is vectors[1]
+
+
+@pytest.mark.parametrize("place", range(10))
+@pytest.mark.parametrize("values", [(1.0, np.nan), (np.inf, 1.0), (np.inf, -np.inf), (3e38, 3e38)])
+def test_a_number_that_is_not_finite_is_refused_in_whichever_block_it_is(
+    place: int, values: tuple[float, float]
+) -> None:
+    vectors = np.ones((2, 10), np.float32)
+    vectors[:, place] = values
+    with blocks_of(3), several_threads() as each, pytest.raises(NonFinite, match="must be finite"):
+        reduce([Partial(shard, shard + 1, vector, None) for shard, vector in enumerate(vectors)], 2, each)
+
+
+def test_vectors_of_other_lengths_are_refused_before_any_block_is_summed() -> None:
+    first = np.ones(10)
+    with blocks_of(2), pytest.raises(ReductionError, match=r"one length to be added, however they have \[9, 10\]"):
+        reduce([Partial(0, 1, first, None), Partial(1, 2, np.ones(9), None)], 2)
+    assert first.tolist() == [1.0] * 10
 
 
 # -- what is refused --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dasktrain.errors import ModelError
-from dasktrain.vector import FlatParameters, Layout, as_tensor, trainable
+from dasktrain.vector import FlatParameters, Layout, as_tensor, tensor_in, trainable
 
 shapes = st.dictionaries(st.text("abc", min_size=1), st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=5)
 
@@ -137,6 +137,86 @@ def test_released_parameters_have_memory_of_their_own() -> None:
     flat.release()
     flat.vector.zero_()
     assert (module.narrow.item(), module.wide.item()) == (1.0, 2.0)
+
+
+# -- memory that somebody else has ------------------------------------------------------------------------------
+
+
+class Memory:
+    """Hands out memory, and keeps it."""
+
+    def __init__(self) -> None:
+        self.taken: list[np.ndarray] = []
+
+    def __call__(self, size: int) -> np.ndarray:
+        self.taken.append(np.full(size, 255, dtype=np.uint8))
+        return self.taken[-1]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, np.float32), (torch.float64, np.float64)])
+@given(size=st.integers(0, 9))
+def test_tensor_lies_in_the_memory_it_is_given(dtype: torch.dtype, kind: Any, size: int) -> None:
+    memory = Memory()
+    tensor = tensor_in(memory, size, dtype).fill_(1)
+    assert (tensor.dtype, tensor.shape) == (dtype, (size,))
+    assert [taken.view(kind).tolist() for taken in memory.taken] == [[1.0] * size] * (size > 0)
+
+
+def test_parameters_lie_in_the_memory_they_are_given_with_the_values_they_had() -> None:
+    memory, module = Memory(), nn.Linear(2, 1)
+    before = torch.cat([part.detach().reshape(-1) for part in module.parameters()])
+    FlatParameters(module, memory)
+    (taken,) = memory.taken
+    assert taken.view(np.float32).tolist() == before.tolist()
+    taken.view(np.float32)[:] = [1.0, 2.0, 3.0]
+    assert (module.weight.tolist(), module.bias.tolist()) == ([[1.0, 2.0]], [3.0])
+
+
+@pytest.mark.parametrize("writeable", [True, False])
+def test_adopted_parameters_are_what_lies_in_the_array_as_it_changes(writeable: bool) -> None:
+    module = Tied()
+    flat = FlatParameters(module)
+    values = np.arange(15, dtype=np.float32)
+    lent = values.view()
+    lent.flags.writeable = writeable
+    flat.adopt(lent)
+    values += 1
+    assert module.head.weight is module.embedding.weight
+    assert module.head.weight.flatten().tolist() == flat.vector.tolist() == values.tolist()
+    assert module.head.weight.data_ptr() == values.ctypes.data
+
+
+def test_narrow_parameters_are_converted_whenever_they_are_adopted() -> None:
+    module = Bare(narrow=parameter(1.0, dtype=torch.bfloat16), wide=parameter(1.0))
+    flat, values = FlatParameters(module), np.zeros(2, np.float32)
+    for value in (3.0, 1 + 2**-20):  # which has more digits than bfloat16
+        values[:] = value
+        flat.adopt(values)
+        assert (module.narrow.item(), module.wide.item()) == (round(value), value)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6))
+def test_arrays_may_be_adopted_in_any_order_and_again(order: list[int]) -> None:
+    module = nn.Linear(2, 1)
+    flat = FlatParameters(module)
+    arrays = [np.full(3, float(place), np.float32) for place in range(3)]
+    for place in order:
+        flat.adopt(arrays[place])
+        assert module.weight.tolist() == [[float(place)] * 2]
+    assert [array.tolist() for array in arrays] == [[float(place)] * 3 for place in range(3)]
+
+
+def test_gradients_of_adopted_parameters_are_those_of_parameters_of_ones_own() -> None:
+    own, adopting = nn.Linear(4, 2), nn.Linear(4, 2)
+    values = FlatParameters(own).vector.numpy().copy()
+    values.flags.writeable = False
+    FlatParameters(adopting).adopt(values)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    found = [torch.autograd.grad(module(x).square().sum(), list(module.parameters())) for module in (own, adopting)]
+    assert all(map(torch.equal, *found))
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
