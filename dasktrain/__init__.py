@@ -4,6 +4,7 @@ from dasktrain import errors as errors
 from dasktrain import models as models
 from dasktrain import text as text
 from dasktrain.checkpointer import Checkpoint as Checkpoint
+from dasktrain.compute import Compute as Compute
 from dasktrain.data.arrays import Arrays as Arrays
 from dasktrain.data.records import Records as Records
 from dasktrain.data.source import Schema as Schema
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Arrays",
     "Checkpoint",
+    "Compute",
     "EarlyStopping",
     "GradientAveraging",
     "History",

@@ -16,7 +16,6 @@ from dasktrain.checkpointer import Checkpoint
 from dasktrain.coordinator import Coordinator
 from dasktrain.data.block import Batch
 from dasktrain.data.source import Encoding, Schema, Source, Survey, check_surveys, strata
-from dasktrain.device import Wanted
 from dasktrain.domain import pinned
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, DataError, ModelError, PlanError
@@ -55,7 +54,6 @@ class Settings:
     resume: str | None
     determinism: Determinism
     ship: tuple[str, ...] = ()
-    device: Wanted = "auto"
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class Fitting:
         with _told_plainly():
             prepared.place()
         if saved is not None:
-            saved.check(identity(prepared.plan, state, self.trainer.schedule_every), prepared.fingerprints)
+            saved.check(self._identity(prepared, state), prepared.fingerprints)
         return self._training(prepared, state, saved, stop)
 
     def needs(self, wire: Wire) -> "Needs":
@@ -190,7 +188,7 @@ class Fitting:
         observers = sorted(trainer.observers, key=lambda observer: isinstance(observer, Checkpoint))
         facts = {
             "run": wire.run,
-            "identity": identity(prepared.plan, state, trainer.schedule_every),
+            "identity": self._identity(prepared, state),
             "fingerprints": prepared.fingerprints,
             "encoding": prepared.encoding.to_json(),
             "threads": threads,
@@ -226,6 +224,9 @@ class Fitting:
             wire, self._job(prepared, state, threads), driver, prepared.encoding, self._stage, self.settings.ship
         )
 
+    def _identity(self, prepared: "_Prepared", state: TrainState) -> dict[str, Any]:
+        return identity(prepared.plan, state, self.trainer.schedule_every, self.trainer.compute)
+
     def _job(self, prepared: "_Prepared", state: TrainState, threads: int) -> Job:
         trainer = self.trainer
         return Job(
@@ -239,7 +240,7 @@ class Fitting:
             next(prepared.samples(CANARY_ROWS)),
             prepared.fingerprints,
             prepared.encoding.collate,
-            self.settings.device,
+            trainer.compute,
         )
 
 

@@ -6,7 +6,7 @@ A message travels as a header of plain values (msgpack or JSON will do) and a li
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -73,7 +73,7 @@ class Failure:
 
 def encode_ask(task: Task, state: State) -> tuple[Header, list[Vector]]:
     """Turn a task and its state into header and arrays."""
-    return {"task": asdict(task), "dtype": str(state.parameters.dtype)}, [state.parameters, state.buffers]
+    return {"task": _plain(task), "dtype": state.parameters.dtype.name}, [state.parameters, state.buffers]
 
 
 @contextmanager
@@ -101,6 +101,11 @@ def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
     return _task(header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
 
 
+def encode_attach(task: Task, replica: bytes, keys: bytes) -> tuple[Header, list[bytes]]:
+    """Turn the task that a lease is to get ready for, its replica and its keys, both packed, into its first message."""
+    return {"stage": _plain(task)}, [replica, keys]
+
+
 @_reading()
 def decode_attach(header: Header, frames: Sequence[Any]) -> tuple[Task, bytes, bytes]:
     """Turn the first message to a lease into the task to get ready for, its replica and its keys, both packed."""
@@ -110,14 +115,14 @@ def decode_attach(header: Header, frames: Sequence[Any]) -> tuple[Task, bytes, b
 
 def encode_reply(reply: Answer | Failure) -> tuple[Header, list[Vector]]:
     """Turn an answer or a failure into header and arrays."""
-    task = asdict(reply.task) if reply.task else None
+    task = _plain(reply.task) if reply.task else None
     if isinstance(reply, Failure):
         return {"error": reply.error, "text": reply.text, "traceback": reply.traceback, "task": task}, []
     arrays: list[Vector] = []
     nodes = []
     for partial in reply.partials:
         parts = [part for part in (partial.vector, partial.sums) if part is not None]
-        dtype = str(partial.vector.dtype) if partial.vector is not None else None
+        dtype = partial.vector.dtype.name if partial.vector is not None else None
         nodes.append((partial.start, partial.stop, dtype, partial.sums is not None))
         arrays += parts
     return {"nodes": nodes, "seconds": reply.seconds, "waited": reply.waited, "task": task}, arrays
@@ -153,8 +158,12 @@ def _partial(node: Any, rest: list[Any]) -> Partial:
     return Partial(_of(int, start), _of(int, stop), vector, _array(rest.pop(), "float64") if sums else None)
 
 
+def _plain(task: Task) -> list[str | int]:
+    return [task.run, task.kind, task.epoch, task.round, task.start, task.stop]
+
+
 def _task(plain: Any) -> Task:
-    task = Task(**plain)
+    task = Task(*plain)
     for number in (task.epoch, task.round, task.start, task.stop):
         _of(int, number)
     if _of(str, task.kind) not in get_args(Kind):

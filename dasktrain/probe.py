@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from dask.system import CPU_COUNT
 
-from dasktrain.device import Device
+from dasktrain.compute import Device
 from dasktrain.domain import canary, digest_of_bits
 from dasktrain.errors import WorkerLost
 from dasktrain.events import Answered, Domain, Failed, Joined, Left, Ready, Refused

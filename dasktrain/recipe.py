@@ -85,6 +85,7 @@ def fit_recipe(recipe: Mapping[str, Any], /, **settings: Any) -> Result:
         ``optimizer``             of `torch.optim`; ``scheduler`` of `torch.optim.lr_scheduler`, ``schedule_every``
         ``metrics``               a list: ``[accuracy]``
         ``strategy``              of dasktrain, and ``observers``, a list of them; a Progress is always there
+        ``compute``               ``{microbatch: 64}``: keywords of :class:`dasktrain.Compute`
         ========================  ======================================================================================
 
         A name stands alone or with its keywords: ``{AdamW: {lr: 0.001}}``. ``package.module:name`` is something of
@@ -201,6 +202,7 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "metrics": _metrics,
     "strategy": partial(_made, "strategy"),
     "observers": _observers,
+    "compute": lambda keywords: _called("compute", dasktrain.Compute, **keywords),
 }
 
 

@@ -4,7 +4,7 @@ import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dasktrain.accumulate import Accumulator, Sum
 from dasktrain.buffers import FlatBuffers
-from dasktrain.data.block import Batch, Block, Collate, call, gather, lengths
-from dasktrain.device import Device, Wanted
+from dasktrain.compute import Compute, Device
+from dasktrain.data.block import Batch, Block, Collate, gather, lengths
 from dasktrain.domain import canary, digest_of_bits, made_up
 from dasktrain.errors import DasktrainError, DataError, NonFinite
 from dasktrain.events import Domain
@@ -54,7 +54,7 @@ class Job:
     sample: Batch
     fingerprints: Mapping[Kind, Sequence[str]]
     collate: Collate
-    device: Wanted = "auto"
+    compute: Compute = field(default_factory=Compute)
 
 
 #: (data set, partition number) -> block; what a lease must provide
@@ -77,8 +77,10 @@ class Replica:
     def __init__(self, job: Job, read: ReadBlocks, memory: Memory = plain_memory) -> None:
         self.job = job
         self._read_block = read
-        self._device = Device(job.device)
+        self._device = Device(job.compute.device)
         self._module = self._device.takes(job.module)
+        if job.compute.compile:
+            self._module.compile(dynamic=True)  # rounds differ in their rows
         loss = job.loss
         self._objective = Objective(self._device.takes(loss) if isinstance(loss, nn.Module) else loss)
         self._parameters = FlatParameters(self._module)
@@ -86,6 +88,7 @@ class Replica:
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
         self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector, memory)
+        self._mode: Kind | None = None
         self._waited = 0.0  # seconds of the task under way in which data were gathered
         self._latest: tuple[Kind, int, int] | None = None  # the round that the accumulator's memory is lent to
         #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
@@ -135,9 +138,9 @@ class Replica:
         self._device.seed(self.job.seed)
         self._buffers.load()  # copies, which may be written to
         self._make_up_values()
-        self._module.train()
+        self._set_mode("train")
         sample = self._device.batch(self.job.sample)
-        loss, _ = self._objective(call(self._module, sample.inputs), sample)
+        loss, _ = self._objective(self._call(sample), sample)
         gradients = self.job.strategy.contribute(loss, self._trainable)
         return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
@@ -185,7 +188,7 @@ class Replica:
             self._accumulator.reclaim()  # of an earlier round nobody needs the answers
         self._take(state.parameters)
         self._device.fill(self._buffers.vector, as_tensor(state.buffers))
-        self._module.train(task.kind == "train")
+        self._set_mode(task.kind)
         contribute = self._train if task.kind == "train" else self._evaluate
         partials = []
         for start, stop in subtrees(task.start, task.stop, self.job.plans[task.kind].shards):
@@ -196,6 +199,12 @@ class Replica:
                 vector = self._accumulator.flat(node)
                 partials.append(Partial(start, stop, None if vector is None else vector.numpy(), node.scalars))
         return tuple(partials)
+
+    def _set_mode(self, kind: Kind) -> None:
+        """Switch layers between training and evaluation, if they are not there already."""
+        if kind != self._mode:
+            self._module.train(kind == "train")
+            self._mode = kind
 
     def _take(self, parameters: Vector) -> None:
         """Compute with these from now on: on the CPU where they lie."""
@@ -215,17 +224,28 @@ class Replica:
             return into
         self._buffers.load()  # every shard starts from the round's buffers
         self._device.seed(shard_seed(self.job.seed, *place))
-        output = call(self._module, batch.inputs)
+        total: Sum | None = None
+        for piece in self.job.compute.pieces(batch):
+            total = self._accumulator.leaf(*self._gradients(piece), total)
+        assert total is not None
+        if not math.isfinite(total.scalars.sum()):
+            self._check_finite(total.scalars, f"epoch {task.epoch}, round {task.round}, shard {shard}", rows)
+        if self._buffers.layout.size:
+            changes = torch.from_numpy(total.scalars[self.sums.layout.places["buffers"]])
+            self._buffers.changes(changes, batch.rows)
+        return total if into is None else self._accumulator.add(into, total)
+
+    def _gradients(self, batch: Batch) -> tuple[list[Tensor | None], np.ndarray]:
+        """Return the gradient of the sum of losses for each parameter, and the sums over rows."""
+        output = self._call(batch)
         loss, weight = self._objective(output, batch)
         scalars = self._scalars(output, batch, loss, weight)
-        if not math.isfinite(scalars.sum()):
-            self._check_finite(scalars, f"epoch {task.epoch}, round {task.round}, shard {shard}", rows)
         gradients = self.job.strategy.contribute(loss, self._trainable)
-        places = self.sums.layout.places
-        scalars[places["used"]] = [gradient is not None for gradient in gradients]
-        if self._buffers.layout.size:
-            self._buffers.changes(torch.from_numpy(scalars[places["buffers"]]), batch.rows)
-        return self._accumulator.leaf(gradients, scalars, into)
+        scalars[self.sums.layout.places["used"]] = [gradient is not None for gradient in gradients]
+        return gradients, scalars
+
+    def _call(self, batch: Batch) -> Any:
+        return self.job.compute.call(self._module, batch, self._device.place)
 
     def _evaluate(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
         """Add the sums of one shard's rows, a round's worth at a time, to `into`."""
@@ -237,7 +257,7 @@ class Replica:
                 rows, batch = self._waited_for("evaluate", 0, round, shard)
                 if batch is None:
                     continue
-                output = call(self._module, batch.inputs)
+                output = self._call(batch)
                 scalars = self._scalars(output, batch, *self._objective(output, batch))
                 if not math.isfinite(scalars.sum()):
                     self._check_finite(scalars, f"validation after epoch {task.epoch}, shard {shard}", rows)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dasktrain.checkpoint import Store
+from dasktrain.compute import Compute
 from dasktrain.errors import BadInput
 from dasktrain.events import Domain
 from dasktrain.messages import Kind
@@ -31,7 +32,7 @@ PARTS = ("run", "identity", "fingerprints", "encoding", "threads", "domain")
 MOST = 5
 
 
-def identity(plan: Plan, state: TrainState, schedule_every: str) -> Facts:
+def identity(plan: Plan, state: TrainState, schedule_every: str, compute: Compute) -> Facts:
     """Return what a run and the one it goes on from must have in common, besides the data."""
     trainable = {id(parameter) for parameter in state.parameters.parameters.values()}
     frozen = [(name, each) for name, each in sorted(state.module.named_parameters()) if id(each) not in trainable]
@@ -43,6 +44,9 @@ def identity(plan: Plan, state: TrainState, schedule_every: str) -> Facts:
         "shuffle": plan.shuffle,
         "window": plan.window,
         "schedule_every": schedule_every,
+        "microbatch": compute.microbatch,
+        "autocast": compute.autocast,
+        "compile": compute.compile,
         "optimizer": type(state.optimizer).__name__,
         "scheduler": type(state.scheduler).__name__,
         "parameters": {name: list(shape) for name, shape in state.parameters.layout.shapes.items()},

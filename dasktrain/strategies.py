@@ -97,9 +97,10 @@ class GradientAveraging:
             figures["gradient_norm"] = norm
             if norm > self.clip_norm:
                 gradient.mul_(self.clip_norm / norm)
-        views = state.parameters.layout.views(gradient)
-        for (name, parameter), used in zip(state.parameters.parameters.items(), view["used"].tolist(), strict=True):
-            parameter.grad = views[name].to(parameter.dtype) if used else None
+        parameters = state.parameters
+        gradients = parameters.views_of(gradient)
+        for parameter, part, used in zip(parameters.parameters.values(), gradients, view["used"].tolist(), strict=True):
+            parameter.grad = part.to(parameter.dtype) if used else None
         state.optimizer.step()
         state.parameters.store()
         if state.buffers.layout.size:

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 from distributed import Client, LocalCluster
 from torch import nn
 
+from dasktrain.compute import Compute
 from dasktrain.data.source import Schema, Source
-from dasktrain.device import Wanted
 from dasktrain.errors import BadInput, known_keywords
 from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.objective import Measure
@@ -64,6 +64,9 @@ class Trainer:
         Whether the scheduler steps once a round or once an epoch.
     groups
         ``groups(module)`` returns torch parameter groups for the optimizer.
+    compute
+        Device, rows at once, precision, compilation; None: all of a shard's rows, in float32, on the GPU of a worker if
+        it sees one.
 
     Raises
     ------
@@ -95,6 +98,7 @@ class Trainer:
         scheduler: MakeScheduler | None = None,
         schedule_every: Literal["round", "epoch"] = "epoch",
         groups: Callable[[nn.Module], Iterable[Any]] | None = None,
+        compute: Compute | None = None,
     ) -> None:
         if schedule_every not in ("round", "epoch"):
             raise BadInput(f'schedule_every must be "round" or "epoch", however it is {schedule_every!r}')
@@ -113,6 +117,7 @@ class Trainer:
         self.scheduler = scheduler
         self.schedule_every = schedule_every
         self.groups = groups
+        self.compute = compute or Compute()
 
     @known_keywords
     def fit(
@@ -132,7 +137,6 @@ class Trainer:
         determinism: Determinism = "strict",
         driver: Literal["auto", "client", "cluster"] = "auto",
         ship: Sequence[str] = (),
-        device: Wanted = "auto",
     ) -> Result:
         """Train on the workers of a cluster and return the trained model.
 
@@ -175,10 +179,6 @@ class Trainer:
             Packages and modules that are installed here and not on the workers, whose code is sent along, such as
             ``["mypkg"]``. That of your script, notebook and own files is in any case. What they import within
             functions is not.
-        device
-            Where replicas compute. ``"auto"``: on a worker's GPU if it sees one, the first (with dask-cuda: its own),
-            else on the CPU. GPUs of other models, and CPUs, are other determinism domains. The optimizer steps on the
-            driver's CPU.
 
         Returns
         -------
@@ -196,7 +196,6 @@ class Trainer:
         for name, value, choices in (
             ("determinism", determinism, ("strict", "off")),
             ("driver", driver, ("auto", "client", "cluster")),
-            ("device", device, ("auto", "cpu", "cuda")),
         ):
             if value not in choices:
                 raise BadInput(f"{name} must be one of {choices}, however it is {value!r}")
@@ -213,7 +212,6 @@ class Trainer:
             resume,
             determinism,
             tuple(ship),
-            device,
         )
         fitting = Fitting(self, data, validation, settings)
         with shipped(settings.ship), wire_of(client) as wire:

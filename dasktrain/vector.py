@@ -99,6 +99,7 @@ class FlatParameters:
         if not self.parameters:
             raise ModelError("The model must have parameters that require gradients, however it has none")
         self.layout = layout_of(self.parameters)
+        self._viewed: tuple[Tensor, list[Tensor]] | None = None
         device = next(iter(self.parameters.values())).device
         vector = tensor_in(memory, self.layout.size, _vector_dtype(self.parameters))
         self._bind(vector if device.type == "cpu" else torch.empty_like(vector, device=device), copy=True)
@@ -127,6 +128,12 @@ class FlatParameters:
         for parameter, view in self._converted:
             parameter.data.copy_(view)
 
+    def views_of(self, vector: Tensor) -> list[Tensor]:
+        """Return each parameter's part of a vector (size,); those of the same memory are the same next time."""
+        if self._viewed is None or self._viewed[0].data_ptr() != vector.data_ptr():
+            self._viewed = vector, list(self.layout.views(vector).values())
+        return self._viewed[1]
+
     def store(self) -> None:
         """Carry parameters that are not views of the vector into it."""
         for parameter, view in self._converted:
@@ -134,6 +141,7 @@ class FlatParameters:
 
     def release(self) -> None:
         """Give every parameter memory of its own again, and no gradient."""
+        self._viewed = None
         for parameter in self.parameters.values():
             parameter.data = parameter.data.clone()
             parameter.grad = None

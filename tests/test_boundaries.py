@@ -25,7 +25,7 @@ LEVELS = (
         "state",
         "objective",
         "domain",
-        "device",
+        "compute",
         "shipping",
         "config",
         "trees",

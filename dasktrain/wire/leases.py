@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -21,7 +20,7 @@ from distributed.comm import connect
 from dasktrain.config import seconds, setting
 from dasktrain.errors import AttachError, DasktrainError
 from dasktrain.events import Domain, Event, Left, Refused
-from dasktrain.messages import Failure, Task, decode_reply
+from dasktrain.messages import Failure, Task, decode_reply, encode_attach
 from dasktrain.shipping import pack, run_packed_with
 from dasktrain.wire import failed
 from dasktrain.wire.channel import Channel, detach
@@ -68,7 +67,7 @@ class Leases:
         tell: Callable[[Event], None],
     ) -> None:
         self._client, self._run = client, run
-        self._first_message = [replica, keys]
+        self._packed = replica, keys
         self._memory = memory
         self._ready, self._tell = ready, tell
         self._futures: dict[str, Future] = {}
@@ -126,7 +125,7 @@ class Leases:
             channel = self._channels[worker] = Channel(asyncio.run(self._connect(worker, deadline)))
             channel.receive(_rest(deadline))  # the lease has taken over
             channel = self._channels[worker] = offer(channel, self._memory)
-            channel.send({"stage": asdict(task)}, self._first_message)
+            channel.send(*encode_attach(task, *self._packed))
             domain = self._domain(worker, channel, deadline)
             channel.receive()  # its data is at hand, however long that takes
             self._ready(worker, self._channels.pop(worker), domain)
