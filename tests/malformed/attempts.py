@@ -12,6 +12,8 @@ from tests.malformed.watch import executions
 READERS: dict[str, Callable[[Random], None]] = {
     "connection": messages.stream,
     "message": messages.message,
+    "shared memory": messages.shared,
+    "offer": messages.offered,
     "topic": messages.topic,
     "settings": messages.settings,
     "checkpoint": files.checkpoint,

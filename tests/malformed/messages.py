@@ -27,6 +27,7 @@ from dasktrain.messages import (
 )
 from dasktrain.relay import Relay, Replay
 from dasktrain.wire.channel import Channel
+from dasktrain.wire.shared import SharedChannel, Store, accept
 from tests.malformed.mutations import JUNK, changed_bytes, changed_value
 from tests.small import fit, table
 
@@ -53,6 +54,34 @@ def stream(random: Random) -> None:
         theirs.sendall(sent)
         theirs.shutdown(socket.SHUT_WR)
         decode(*channel.receive(PATIENCE))
+
+
+def shared(random: Random) -> None:
+    """Read a message whose arrays lie in shared memory, and are named by nonsense."""
+    (ours, theirs), (descriptors, handed_over) = socket.socketpair(), socket.socketpair()
+    store = Store()
+    with (
+        closing(SharedChannel(ours, descriptors, Store(), writable=False)) as channel,
+        closing(SharedChannel(theirs, handed_over, store, writable=True)) as peer,
+    ):
+        for _ in range(random.randint(0, 3)):
+            store(random.choice((0, 8, NUMBERS.nbytes)))
+        peer._introduce()
+        named = [(0, 1, NUMBERS.nbytes), (1, 2, 9)][: random.randint(0, 2)]
+        header, arrays = encode_ask(TASK, State(NUMBERS, np.arange(9, dtype=np.uint8)))
+        changed = changed_value(json.loads(json.dumps(header | {"shared": named, "turn": 0})), random)
+        peer.send(changed if isinstance(changed, dict) else {}, arrays[len(named) :])
+        theirs.shutdown(socket.SHUT_WR)
+        decode_ask(*channel.receive(PATIENCE))
+
+
+def offered(random: Random) -> None:
+    """Take up an offer to share memory that is none."""
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Channel(ours)) as channel:
+        header = changed_value({"share": f"dasktrain-{random.randbytes(16).hex()}"}, random)
+        channel = accept(channel, header if isinstance(header, dict) else {}, Store())
+        assert not isinstance(channel, SharedChannel)
 
 
 def message(random: Random) -> None:
