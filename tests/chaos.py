@@ -12,7 +12,7 @@ import fsspec
 import dasktrain as dt
 from dasktrain.checkpointer import Checkpoint
 from dasktrain.messages import Partial
-from dasktrain.observe import Observer
+from dasktrain.observe import PARTS, Observer
 from dasktrain.plan import SHUFFLES
 from dasktrain.state import TrainState
 from dasktrain.strategies import GradientAveraging, Sums
@@ -79,7 +79,7 @@ def outcome(setting: Setting, wire: dt.LocalWire, observers: list[Observer], **o
     trainer.strategy = counting
     result = trainer.fit(setting.problem.data, client=wire, **(setting.arguments | other))
     timeless = [
-        [{name: value for name, value in record.items() if "second" not in name} for record in records]
+        [{name: value for name, value in record.items() if "second" not in name and name not in PARTS} for record in records]
         for records in (result.history.rounds, result.history)
     ]
     return Outcome(result.digest, *timeless, counting.rows)

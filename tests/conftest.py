@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from time import monotonic
 
 import dask
+import hypothesis
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -16,6 +17,10 @@ from tests.leftovers import assert_left, left_on
 # Processes that import it themselves are tested in cluster/test_processes.py, and by every example.
 multiprocessing.set_forkserver_preload(["dasktrain", "distributed.nanny", "pandas"])
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+
+# A test does not fail for being slow: that is what benchmarks are for.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 PATIENCE = 10.0  # seconds for what a test started to end
 #: threads that libraries start once a process and never end

@@ -16,12 +16,13 @@ from torch.optim import lr_scheduler
 
 import dasktrain as dt
 from dasktrain.errors import BadInput, NonFinite
-from dasktrain.observe import Record
+from dasktrain.observe import PARTS, Record
 from tests.small import Watcher, closed, fit, table
 
 METRICS = {"accuracy": dt.accuracy}
-ROUND = ["epoch", "round", "rows", "loss", "accuracy", "learning_rate", "seconds", "rows_per_second"]
-EPOCH = ["epoch", "rounds", "rows", "loss", "accuracy", "valid_loss", "valid_accuracy", *ROUND[-3:]]
+LAST = ["learning_rate", "seconds", "rows_per_second"]
+ROUND = ["epoch", "round", "rows", "loss", "accuracy", *LAST, *PARTS]
+EPOCH = ["epoch", "rounds", "rows", "loss", "accuracy", "valid_loss", "valid_accuracy", *LAST]
 
 
 class Raising(dt.Observer):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask
+import numpy as np
 from dask.delayed import Delayed
 
 from dasktrain.errors import BadInput
@@ -95,7 +96,9 @@ class LocalWire:
 
     def _copied(self, worker: str, state: State) -> State:
         """Return the state in memory of the worker's own, as if it had been sent."""
-        copy = self._states.setdefault(worker, State(state.parameters.copy(), state.buffers.copy()))
+        copy = self._states.get(worker)
+        if copy is None or copy.parameters.shape != state.parameters.shape:
+            copy = self._states[worker] = State(np.empty_like(state.parameters), np.empty_like(state.buffers))
         copy.parameters[:] = state.parameters
         copy.buffers[:] = state.buffers
         return copy
@@ -108,5 +111,5 @@ class LocalWire:
 
     def close(self) -> None:
         """Forget replicas and partitions."""
-        self._replicas, self._blocks, self._replica = {}, {}, b""
+        self._replicas, self._blocks, self._states, self._replica = {}, {}, {}, b""
         self._events.clear()
