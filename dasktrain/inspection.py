@@ -152,7 +152,6 @@ def _report(samples: dict[str, Sample], cluster: _Cluster, needs: Needs | None) 
         *_threads(samples, cluster),
         *_links(samples),
         *([] if needs is None else _memory(samples, cluster, needs)),
-        *_shared_memory(samples),
         *_security(cluster),
     ]
     letters = _letters(samples)
@@ -296,11 +295,6 @@ def _memory(samples: dict[str, Sample], cluster: _Cluster, needs: Needs) -> Iter
             f"The driver must have {format_bytes(needs.driver(count))} for parameters, optimizer and gradients, "
             f"however {format_bytes(available)} are free; use a larger machine, or a leaner optimizer",
         )
-
-
-def _shared_memory(samples: dict[str, Sample]) -> Iterator[Finding]:
-    for host in sorted({sample.host for sample in samples.values() if sample.host and not sample.shared_memory}):
-        yield Finding("warning", f"{host} should have /dev/shm, however it has none; mount a tmpfs there")
 
 
 def _security(cluster: _Cluster) -> Iterator[Finding]:

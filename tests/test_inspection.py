@@ -55,7 +55,6 @@ def test_like_workers_are_fit() -> None:
         ("warning", ["10.0.0.2", "about 1,000 MB/s", "carries 10;"], {"bandwidth": 1e7}, {}),
         ("error", ["10.0.0.2", "nanny would kill it"], {}, {"memory_limit": 1 << 27}),
         ("warning", ["10.0.0.2", "spill"], {}, {"memory_limit": 200 << 20}),
-        ("warning", ["there should have /dev/shm"], {"shared_memory": 0, "host": "there"}, {}),
     ],
 )
 def test_whatever_is_amiss_is_found(

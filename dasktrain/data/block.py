@@ -133,11 +133,13 @@ def gather(read: ReadBlock, rows: Rows, collate: Collate) -> Batch:
     first = rows.partition[0]
     if (rows.partition == first).all():
         return _batch([read(int(first))], [rows.row], None, collate)
-    partitions = np.unique(rows.partition)
-    places = [np.flatnonzero(rows.partition == partition) for partition in partitions]
-    blocks = [read(int(partition)) for partition in partitions]
-    back = np.argsort(np.concatenate(places))
-    return _batch(blocks, [rows.row[place] for place in places], back, collate)
+    order = np.argsort(rows.partition, kind="stable")
+    partition = rows.partition[order]
+    cuts = np.flatnonzero(partition[1:] != partition[:-1]) + 1
+    blocks = [read(int(partition[start])) for start in (0, *cuts.tolist())]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return _batch(blocks, np.split(rows.row[order], cuts), back, collate)
 
 
 def lengths(read: ReadBlock, rows: Rows) -> NDArray[np.int64]:
@@ -155,13 +157,12 @@ def _batch(
     blocks: list[Block], chosen: list[NDArray[np.int64]], order: NDArray[np.int64] | None, collate: Collate
 ) -> Batch:
     """Take the `chosen` rows of each block, one after the other, then put them in `order`."""
+    indices = [torch.from_numpy(rows) for rows in chosen]
+    back = None if order is None else torch.from_numpy(order)
 
     def array(arrays: list[Array]) -> Tensor:
-        pieces = [
-            as_tensor(array).index_select(0, torch.from_numpy(index))
-            for array, index in zip(arrays, chosen, strict=True)
-        ]
-        return _widen(pieces[0] if order is None else torch.cat(pieces).index_select(0, torch.from_numpy(order)))
+        pieces = [as_tensor(array).index_select(0, index) for array, index in zip(arrays, indices, strict=True)]
+        return _widen(pieces[0] if back is None else torch.cat(pieces).index_select(0, back))
 
     def column(columns: list[Any]) -> Tensor | Ragged:
         if not isinstance(columns[0], Ragged):
