@@ -1,0 +1,210 @@
+"""Rounds over a shaped network: the driver on one host, two workers on others, every link 1 Gbit/s, 25M parameters.
+
+Hosts are network namespaces (root, ``ip`` and ``tc`` are needed). Each round the parameters go to each worker, and a
+gradient comes back from each: the payload, all of it through the driver's link, which carries both directions at once.
+
+- *wire time* is what a round takes longer than the same round of two workers that share the driver's memory, on the
+  same cores: what is computed, summed and stepped is the same. It is compared with payload / bandwidth, and with what
+  a bare TCP connection on the same link needs for as many bytes, one direction after the other.
+- *remote bytes* are those of the driver's interface in both directions, the scheduler's few among them.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from argparse import ArgumentParser
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from dask.distributed import Client, LocalCluster
+from torch import nn
+
+import dasktrain as dt
+from benchmarks.measure import spread, write
+from benchmarks.problems import mlp
+from tests.network.hosts import Network, connected, missing
+
+ROUNDS, WARM, MBIT = 10, 2, 1000
+#: width of two hidden layers; rows of a round, so few that there is little to compute
+INPUTS, WIDTH, CLASSES, ROWS = 100, 4940, 10, 2
+DRIVER, WORKERS = "driver", ("amy", "bob")
+SCHEDULER_PORT, BARE_PORT = 8786, 8787
+#: bytes of the bare transfer, and of each write
+BARE, PIECE = 1 << 27, 1 << 20
+PYTHON = (sys.executable, "-m")
+ROOT = Path(__file__).parents[1]
+#: seconds for a process on another host to be there
+PATIENCE = 60
+
+
+def model() -> nn.Module:
+    """Return the model."""
+    return mlp(INPUTS, WIDTH, CLASSES)
+
+
+# -- on the hosts -----------------------------------------------------------------------------------------------
+
+
+class Meter(dt.Observer):
+    """Reads this host's interface at the end of each round: bytes, in and out."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def round(self, record: dict[str, Any]) -> None:
+        lines = [line.split() for line in Path("/proc/net/dev").read_text().splitlines()]
+        self.read.append(sum(int(line[1]) + int(line[9]) for line in lines if line[0] == "eth0:"))
+
+
+def drive(scheduler: str, peer: str, rounds: str) -> dict[str, Any]:
+    """Be the driver's host: what crosses the network, what a round takes with workers elsewhere and here."""
+    bare = bare_rate(peer)
+    with Client(scheduler, timeout=PATIENCE) as client:
+        client.wait_for_workers(len(WORKERS), timeout=PATIENCE)
+        remote, read = train(client, int(rounds))
+    with (
+        LocalCluster(n_workers=len(WORKERS), threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        local, _ = train(client, int(rounds))
+    return {"bare": bare, "remote": remote, "local": local, "bytes": np.diff(read)[WARM - 1 :].tolist()}
+
+
+def train(client: Client, rounds: int) -> tuple[list[float], list[int]]:
+    """Return the seconds of rounds, and what the interface had carried after each, from the first on."""
+    rng, meter = np.random.default_rng(0), Meter()
+    data = dt.Arrays(rng.normal(size=(64, INPUTS)).astype(np.float32), rng.integers(0, CLASSES, 64))
+    trainer = dt.Trainer(model(), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.01), observers=[meter])
+    settings = {"batch_size": ROWS, "shards": len(WORKERS), "max_rounds": rounds + WARM, "driver": "client"}
+    result = trainer.fit(data, client=client, **settings)
+    return [record["seconds"] for record in result.history.rounds[WARM:]], meter.read
+
+
+def bare_rate(peer: str) -> float:
+    """Return the bytes a second that a bare connection carries to a host that drains it."""
+    with socket.create_connection((peer, BARE_PORT), timeout=PATIENCE) as connection:
+        piece, started = bytes(PIECE), perf_counter()
+        for _ in range(BARE // PIECE):
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)  # the end, when everything has been read
+        return BARE / (perf_counter() - started)
+
+
+def drain(address: str) -> None:
+    """Be the other end of a bare connection."""
+    with closing(socket.create_server((address, BARE_PORT))) as listener:
+        print("listening", flush=True)
+        with listener.accept()[0] as connection:
+            while connection.recv(PIECE):
+                pass
+
+
+# -- around the hosts -------------------------------------------------------------------------------------------
+
+
+def measured(network: Network, folder: Path, rounds: int, mbit: int) -> dict[str, Any]:
+    """Start everything on its host, and return what the driver says."""
+    for host in (DRIVER, *WORKERS):
+        network.shape(host, "tbf", "rate", f"{mbit}mbit", "burst", "1mb", "latency", "20ms")
+
+    def start(host: str, *command: str, **options: Any) -> "subprocess.Popen[str]":
+        return network.start(host, *command, cwd=ROOT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
+    own, peer = network.address(DRIVER), network.address(WORKERS[0])
+    scheduler = f"tcp://{own}:{SCHEDULER_PORT}"
+    with (folder / "log").open("w") as log:
+        quiet = {"stdout": log, "stderr": log}
+        start(
+            DRIVER,
+            *PYTHON,
+            "dask",
+            "scheduler",
+            "--host",
+            own,
+            "--port",
+            str(SCHEDULER_PORT),
+            "--no-dashboard",
+            **quiet,
+        )
+        for host in WORKERS:
+            place = ("--host", network.address(host), "--local-directory", str(folder / host))
+            start(
+                host,
+                *PYTHON,
+                "dask",
+                "worker",
+                scheduler,
+                *place,
+                "--nthreads",
+                "1",
+                "--no-nanny",
+                "--no-dashboard",
+                **quiet,
+            )
+        draining = start(WORKERS[0], *PYTHON, __spec__.name, "drain", peer, stdout=subprocess.PIPE)
+        assert draining.stdout is not None
+        draining.stdout.readline()
+        driver = start(DRIVER, *PYTHON, __spec__.name, "drive", scheduler, peer, str(rounds), stdout=subprocess.PIPE)
+        said, _ = driver.communicate()
+    if driver.returncode:
+        raise RuntimeError(f"The driver must say what it measured, however it failed; the others:\n{logged(folder)}")
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return found
+
+
+def logged(folder: Path) -> str:
+    """Return the end of what scheduler and workers logged."""
+    return (folder / "log").read_text()[-3000:]
+
+
+def figures(found: dict[str, Any], mbit: int) -> dict[str, Any]:
+    """Compare what was measured with the payload."""
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in model().parameters())
+    payload = parameters * 4 * len(WORKERS) * 2  # out to each worker, and back
+    at_line_rate, local = payload / (mbit * 1e6 / 8), float(np.median(found["local"]))
+    wire = [seconds - local for seconds in found["remote"]]
+    return {
+        "parameters": parameters,
+        "link, Mbit/s": mbit,
+        "a bare connection, Mbit/s": round(found["bare"] * 8 / 1e6, 1),
+        "payload of a round, MB": round(payload / 1e6, 1),
+        "payload / bandwidth, s": round(at_line_rate, 3),
+        "a round, s": spread(found["remote"]),
+        "a round of workers that share memory, s": spread(found["local"]),
+        "wire time / (payload / bandwidth)": spread(wire, 1 / at_line_rate),
+        "wire time / bare connection": spread(wire, found["bare"] / payload),
+        "remote bytes / payload": spread(found["bytes"], 1 / payload),
+        "goal": "wire time <= 1.15 x payload / bandwidth; remote bytes <= 1.02 x payload",
+    }
+
+
+def run(rounds: int, mbit: int) -> None:
+    """Measure and write; without namespaces, say why there is nothing to measure."""
+    if (reason := missing()) is not None:
+        print(f"network: not measured. {reason}")
+        return
+    with tempfile.TemporaryDirectory() as folder, connected(DRIVER, *WORKERS) as network:
+        found = measured(network, Path(folder), rounds, mbit)
+    write("network", {"rounds": rounds, **figures(found, mbit)})
+
+
+PARTS = {"drive": drive, "drain": drain}
+
+if __name__ == "__main__":
+    if sys.argv[1:] and sys.argv[1] in PARTS:
+        print(json.dumps(PARTS[sys.argv[1]](*sys.argv[2:])), flush=True)
+    else:
+        parser = ArgumentParser(description=__doc__)
+        parser.add_argument("--rounds", type=int, default=ROUNDS)
+        parser.add_argument("--mbit", type=int, default=MBIT)
+        run(**vars(parser.parse_args()))
