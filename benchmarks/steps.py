@@ -1,6 +1,7 @@
 """Seconds of a step against PyTorch DDP on gloo, and against bare forward and backward: 2 workers x 1 thread.
 
 The same model, rows and global batch, alternately. Both use the optimizer as a user gets it: ``AdamW(lr=...)``.
+What our rounds spend their time on is drawn beside the figures.
 """
 
 import sys
@@ -14,7 +15,7 @@ from dask.distributed import Client, LocalCluster
 from torch import nn
 
 import dasktrain as dt
-from benchmarks.measure import spread, write
+from benchmarks.measure import RESULTS, spread, write
 from benchmarks.peers import ddp
 from benchmarks.problems import STEPS, Step, rows_for
 
@@ -50,6 +51,7 @@ def ours(case: Step, optimizer: str, count: int, client: Client) -> list[float]:
     result = trainer.fit(
         dt.Arrays(X, y), batch_size=case.rows * WORKERS, shards=WORKERS, max_rounds=count + WARM, client=client
     )
+    result.profile().savefig(RESULTS / f"steps-{case.name}-{optimizer}.png", dpi=80)
     return [record["seconds"] for record in result.history.rounds[WARM:]]
 
 
