@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-CASES = ("empty_round", "one_worker_tax", "memory", "text", "language_model", "fuzz")
+CASES = (
+    "empty_round",
+    "one_worker_tax",
+    "steps",
+    "table",
+    "network",
+    "memory",
+    "larger_than_memory",
+    "text",
+    "language_model",
+    "fuzz",
+)
 
 if __name__ == "__main__":
     for case in sys.argv[1:] or CASES:
