@@ -28,6 +28,8 @@ from tests.saboteurs import Mortal, Once
 
 PROBLEM = PROBLEMS[0]
 PATIENCE = 20.0
+#: of the run in which a worker is stopped: its shards, and the calls of its module after which it is
+SHARDS, DOZES = 8, 40
 #: how a worker has what is the driver's
 READABLE = "r--s"
 
@@ -185,7 +187,7 @@ def test_a_driver_killed_in_the_middle_of_a_run_leaves_workers_without_its_memor
 
 
 class Dozes(nn.Module):
-    """Stops the first worker that is between its layers, and says so, and when that worker is asked again.
+    """Stops the first worker that is between its layers, and says so, and when that worker is in later rounds again.
 
     What it then computes with is partly of the round it was asked in and partly of another. By then it and the other
     one have all rows, so that nobody has to end it for those it has.
@@ -201,11 +203,11 @@ class Dozes(nn.Module):
         """(rows, 6) -> (rows, 3)."""
         if os.getpid() == self.driver or len(x) == CANARY_ROWS:
             return self.second(self.first(x).relu())
-        if self.dozed:
-            self.again.touch()
         self.calls += 1
+        if self.dozed and self.calls == DOZES + 3 * SHARDS:
+            self.again.touch()
         hidden = self.first(x).relu()
-        if self.calls == 40 and self.once():
+        if self.calls == DOZES and self.once():
             os.kill(os.getpid(), signal.SIGSTOP)
             self.dozed = True
         return self.second(hidden)
@@ -235,10 +237,12 @@ def test_a_worker_that_was_stopped_while_parameters_changed_answers_nothing(two:
     once, workers = Once(tmp_path), pids(two)
     wakes, sees = Wakes(workers, struck, again), Sees(0, lambda: sharers(workers))
 
+    settings: dict[str, Any] = {"batch_size": 50, "shards": SHARDS, "shuffle": "global"}
+
     def trained(client: Any, *observers: dt.Observer, **ends: int) -> dt.Result:
         trainer = PROBLEM.trainer(list(observers))
         trainer.model = lambda schema: Dozes(once, again)
-        return trainer.fit(PROBLEM.data, batch_size=50, shuffle="global", client=client, **ends)  # type: ignore[arg-type]
+        return trainer.fit(PROBLEM.data, client=client, **settings, **ends)  # type: ignore[arg-type]
 
     try:
         result = trained(two, wakes, sees, max_rounds=5_000)

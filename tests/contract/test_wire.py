@@ -1,7 +1,10 @@
 """What every wire must do. A new wire is one more line in `wires`."""
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -30,6 +33,8 @@ from dasktrain.wire.local import LocalWire
 from tests.problems import PARTITIONS, PROBLEMS
 
 SHARDS = 6
+#: rows that replicas are tried with before the first round
+SAMPLE = 4
 SECONDS = 30.0
 
 
@@ -70,7 +75,7 @@ def placed(wire: Wire) -> tuple[Plan, list[str]]:
 def joined(wire: Wire, module: nn.Module, fingerprints: list[str] | None = None) -> State:
     """Have the workers join a run of `module`, and lease them."""
     plan, found = placed(wire)
-    sample = Batch((torch.zeros(4, 6),), torch.zeros(4, dtype=torch.long), None, 4)
+    sample = Batch((torch.zeros(SAMPLE, 6),), torch.zeros(SAMPLE, dtype=torch.long), None, SAMPLE)
     known: dict[Kind, list[str]] = {"train": fingerprints or found}
     job = Job(
         module, nn.CrossEntropyLoss(), {}, GradientAveraging(), {"train": plan}, 0, wire.threads, sample, known, Stack()
@@ -282,6 +287,51 @@ def test_arrays_cross_the_connection_only_if_memory_is_not_shared(
         state_bytes = len(answers) * (state.parameters.nbytes + state.buffers.nbytes)
         crossed = sum(map(size, sums)) + (0 if share else state_bytes + sum(map(size, vectors)))
         assert meter.bytes == 2 * crossed
+
+
+class Waits(nn.Linear):
+    """Waits in forward until a pipe that has a name is closed."""
+
+    def __init__(self, pipe: str) -> None:
+        super().__init__(6, 3)
+        self.pipe = pipe
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) != SAMPLE:
+            with open(self.pipe, "rb") as pipe:
+                pipe.read()
+        return super().forward(x)
+
+
+def reached(pipe: str) -> int:
+    """Wait until a module reads a pipe; it waits until what is returned is closed."""
+    deadline, tick = monotonic() + SECONDS, threading.Event()
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it
+            assert monotonic() < deadline, "nobody came to forward"
+            tick.wait(0.01)
+
+
+def test_what_was_computed_while_the_round_ended_or_after_is_no_answer(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Parameters were read where they lie, and may have changed meanwhile."""
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    with closing(on_dask(request, share=True)) as wire:
+        wire.open()
+        state = attached(wire, Waits(pipe))
+        tasks = [Task("r", "train", 0, round, 0, 1) for round in range(2)]
+        with wire.round(state):
+            wire.send(wire.workers[0], tasks[0])
+            waiting = reached(pipe)
+        with wire.round(state):
+            wire.send(wire.workers[0], tasks[1])
+        os.close(waiting)
+        late = [event.answer for event in awaited(wire, 2, Answered) if isinstance(event, Answered)]
+        assert [(answer.task, answer.partials) for answer in late] == [(task, ()) for task in tasks]
 
 
 def test_client_stays_usable(clean: Client) -> None:
