@@ -26,7 +26,8 @@ from dasktrain.wire.channel import Channel
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, accept, offer
 from tests.processes import all_named_sockets, mapped, named_sockets, opened
 
-PATIENCE = 20.0
+#: seconds for whatever is awaited; for a process that imports torch
+PATIENCE, START = 20.0, 60.0
 NOBODY = 65534
 NEW_NETWORK = 0x40000000
 #: of fcntl: add seals; against less memory, and against writing
@@ -145,6 +146,7 @@ def process(act: Callable[[Channel, dict[str, Any]], None]) -> Iterator[tuple[Ch
         other.start()
     with closing(Channel(ours)) as channel:
         try:
+            channel.receive(START)  # or the time for it to start would be that for it to connect
             yield channel, other
             other.join(PATIENCE)
             assert other.exitcode is not None
@@ -156,6 +158,7 @@ def process(act: Callable[[Channel, dict[str, Any]], None]) -> Iterator[tuple[Ch
 def acting(act: Callable[[Channel, dict[str, Any]], None], connected: socket.socket) -> None:
     """Act; a process that fails ends with 1."""
     with closing(Channel(connected)) as channel:
+        channel.send({"here": True})
         act(channel, channel.receive(PATIENCE)[0])
 
 
