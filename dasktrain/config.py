@@ -17,7 +17,7 @@ DEFAULTS = {
     "timeouts.close": "10s",  # for leases to end
     "threads": None,  # torch threads of a replica; None: the fewest any worker has
     "shared-memory": True,  # whether workers on the driver's host read and write in its memory
-    "cache": "512MiB",  # other workers' partitions kept by a lease
+    "cache": None,  # partitions that a lease holds on to; None: an eighth of its worker's memory limit
 }
 
 
@@ -64,7 +64,9 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: Any) -> int | None:
+    if value is None:
+        return None
     found = int(parse_bytes(value))
     if found < 0:
         raise ValueError(f"{found} bytes cannot be kept")
@@ -75,5 +77,5 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "timeouts": (_seconds, "'10s'"),
     "threads": (_threads, "1, or None"),
     "shared-memory": (_flag, "true or false"),
-    "cache": (_bytes, "'512MiB'"),
+    "cache": (_bytes, "'512MiB', or None"),
 }

@@ -123,6 +123,8 @@ class Coordinator:
             Whatever a replica raised.
         """
         for event in self._wire.events(0):
+            if isinstance(event, Answered):
+                self._compare(event.worker, event.answer)  # to a round that is over
             self._take(event)
         self._next = Task(self._wire.run, kind, epoch, round, 0, self._fleet.shards)
         started = monotonic()

@@ -79,7 +79,10 @@ def outcome(setting: Setting, wire: dt.LocalWire, observers: list[Observer], **o
     trainer.strategy = counting
     result = trainer.fit(setting.problem.data, client=wire, **(setting.arguments | other))
     timeless = [
-        [{name: value for name, value in record.items() if "second" not in name and name not in PARTS} for record in records]
+        [
+            {name: value for name, value in record.items() if "second" not in name and name not in PARTS}
+            for record in records
+        ]
         for records in (result.history.rounds, result.history)
     ]
     return Outcome(result.digest, *timeless, counting.rows)

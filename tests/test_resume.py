@@ -49,7 +49,10 @@ def emptied() -> None:
 
 
 def timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in record.items() if "second" not in name and name not in PARTS} for record in records]
+    return [
+        {name: value for name, value in record.items() if "second" not in name and name not in PARTS}
+        for record in records
+    ]
 
 
 @given(

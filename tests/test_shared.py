@@ -56,7 +56,7 @@ def sharing(ours: Store, theirs: Store) -> Iterator[tuple[SharedChannel, SharedC
     one, other = map(Channel, socket.socketpair())
     with ThreadPoolExecutor(1) as thread:
         accepted = thread.submit(lambda: accept(other, other.receive(PATIENCE)[0], theirs))
-        driver, worker = offer(one, ours), accepted.result(PATIENCE)
+        driver, worker = offer(one, ours, PATIENCE), accepted.result(PATIENCE)
     with closing(driver), closing(worker):
         assert isinstance(driver, SharedChannel)
         assert isinstance(worker, SharedChannel)
@@ -212,7 +212,7 @@ def pushes_in(channel: Channel, header: dict[str, Any]) -> None:
 
 def test_another_process_reads_what_is_written_after_it_was_sent() -> None:
     ours = Store()
-    with process(reads) as (channel, other), closing(offer(channel, ours)) as driver:
+    with process(reads) as (channel, other), closing(offer(channel, ours, PATIENCE)) as driver:
         parameters = numbers(ours, 100, 1.0)
         driver.send({}, [parameters])
         parameters[:] = 2.0
@@ -225,7 +225,7 @@ def test_another_process_reads_what_is_written_after_it_was_sent() -> None:
 
 def test_a_worker_that_writes_to_parameters_dies_and_they_are_as_they_were() -> None:
     ours = Store()
-    with process(writes) as (channel, other), closing(offer(channel, ours)) as driver:
+    with process(writes) as (channel, other), closing(offer(channel, ours, PATIENCE)) as driver:
         parameters = numbers(ours, 100, 1.0)
         driver.send({}, [parameters])
         with pytest.raises(OSError, match=r"closed|reset"):
@@ -239,7 +239,7 @@ def test_a_worker_that_writes_to_parameters_dies_and_they_are_as_they_were() -> 
 def test_who_cannot_share_goes_on_with_the_connection(act: Callable[[Channel, dict[str, Any]], None]) -> None:
     ours = Store()
     with process(act) as (channel, other):
-        driver = offer(channel, ours)
+        driver = offer(channel, ours, PATIENCE)
         assert driver is channel
         driver.send({}, [numbers(ours, 1000, 1.0)])
         found = driver.receive(PATIENCE)[0]
@@ -253,7 +253,7 @@ def test_who_cannot_share_goes_on_with_the_connection(act: Callable[[Channel, di
 @as_root
 def test_a_stranger_who_connects_first_gets_nothing_and_keeps_nobody_out() -> None:
     ours = Store()
-    with process(pushes_in) as (channel, other), closing(offer(channel, ours)) as driver:
+    with process(pushes_in) as (channel, other), closing(offer(channel, ours, PATIENCE)) as driver:
         assert isinstance(driver, SharedChannel)
         driver.send({}, [numbers(ours, 10, 1.0)])
         assert driver.receive(PATIENCE)[0] == {"stranger got": "", "sum": 10.0}
@@ -265,7 +265,7 @@ def test_memory_is_shared_only_if_both_ends_want_to(ours: Any, theirs: Any) -> N
     one, other = map(Channel, socket.socketpair())
     with ThreadPoolExecutor(1) as thread, closing(one), closing(other):
         accepted = thread.submit(lambda: accept(other, other.receive(PATIENCE)[0], theirs and theirs()))
-        assert offer(one, ours and ours()) is one
+        assert offer(one, ours and ours(), PATIENCE) is one
         assert accepted.result(PATIENCE) is other
 
 
@@ -373,7 +373,7 @@ def test_an_offer_that_nobody_takes_up_ends(answers: bool, monkeypatch: pytest.M
         if answers:
             other.send({"shared": True})
         with pytest.raises(TimeoutError):
-            offer(one, Store())
+            offer(one, Store(), PATIENCE)
     assert not named_sockets(os.getpid())
 
 

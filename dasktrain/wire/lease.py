@@ -1,6 +1,7 @@
 """The worker's side of the Dask wire: one long task that holds a worker for a run and owns its replica."""
 
 import asyncio
+import gc
 import socket
 import traceback
 from collections import OrderedDict
@@ -18,19 +19,22 @@ from distributed.core import Status
 from distributed.utils_comm import gather_from_workers
 from distributed.worker import Worker
 
+from dasktrain.config import setting
 from dasktrain.errors import AttachError
 from dasktrain.messages import Answer, Failure, Header, Task, decode_ask, decode_attach, encode_reply
 from dasktrain.shipping import run_packed
 from dasktrain.vector import Memory, plain_memory
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
-from dasktrain.wire.shared import POSSIBLE, Store, accept
+from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, accept
 from dasktrain.wire.silence import expel_silent
 
 #: seconds between looks at whether an idle lease is still wanted, and at where a lost partition is being computed
 POLL = 0.2
 #: seconds between looks at whether a worker that keeps us waiting for a partition is still heard of
 LOOK = 1.0
+#: what part of a worker's memory limit holds partitions that were read last, and bytes where there is no limit
+SHARE, MOST = 8, 4 << 30
 
 
 def operation(run: str) -> str:
@@ -50,15 +54,15 @@ class Terms:
         Seconds to wait for the driver, and for a partition that is on no worker.
     silence : float
         Seconds without a heartbeat after which another worker whose partition is needed is given up.
-    cache : int
-        Bytes of other workers' partitions to keep.
+    cache : int or None
+        Bytes of partitions to hold on to; None: a share of the worker's memory limit.
     """
 
     run: str
     address: str
     patience: float
     silence: float
-    cache: int
+    cache: int | None
 
 
 def lease(terms: Terms) -> None:
@@ -77,6 +81,7 @@ def lease(terms: Terms) -> None:
         channel = _attached(worker, session, terms)
         if channel is not None:
             _serve(worker, channel, terms)
+            gc.collect()  # what is left of the driver's memory here, which would be the driver's to pay for
     finally:
         worker.handlers.pop(operation(terms.run), None)
 
@@ -117,11 +122,12 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
     with ExitStack() as ends, heap.kept(), suppress(OSError):  # the connection ended, and with it the lease
         ends.callback(channel.close)
         channel.send({"attached": terms.run})
-        memory = Store() if POSSIBLE else None
+        store = Store() if POSSIBLE and setting("shared-memory") else None
         offered, _ = next(_messages(worker, channel))
-        ends.callback((channel := accept(channel, offered, memory)).close)
+        ends.callback((channel := accept(channel, offered, store)).close)
         messages = _messages(worker, channel)
-        respond = _build(worker, channel, *decode_attach(*next(messages)), terms, memory or plain_memory)
+        memory = store if store is not None and isinstance(channel, SharedChannel) else plain_memory
+        respond = _build(worker, channel, *decode_attach(*next(messages)), terms, memory)
         for header, frames in messages:
             task, state = decode_ask(header, frames)
             reply = _stale(task) if channel.stale else respond(task, state)
@@ -161,34 +167,37 @@ def _build(
 
 
 class _Blocks:
-    """Reads partitions from this worker's memory, and others' through a bounded cache.
+    """Reads partitions from this worker's memory or others', and holds on to those that were read last.
 
-    Partitions are looked up each time, not held, so that Dask can spill and move them.
+    Not to all of them, so that Dask can spill and move them; what is held need not be read again when it was spilled.
     """
 
     def __init__(self, worker: Worker, keys: dict[str, list[Any]], terms: Terms) -> None:
         self._worker = worker
         self._keys = keys
         self._terms = terms
-        self._foreign: OrderedDict[Any, Any] = OrderedDict()
-        self._held = 0
+        limit = worker.memory_manager.memory_limit
+        self._most = terms.cache if terms.cache is not None else limit // SHARE if limit else MOST
+        self._held: OrderedDict[Any, Any] = OrderedDict()
+        self._bytes = 0
 
     def __call__(self, kind: str, partition: int) -> Any:
         key = self._keys[kind][partition]
-        if key in self._foreign:
-            self._foreign.move_to_end(key)
-            return self._foreign[key]
+        if key in self._held:
+            self._held.move_to_end(key)
+            return self._held[key]
         try:
-            return self._worker.data[key]
+            block = self._worker.data[key]
         except KeyError:
-            return self._keep(key, self._fetch(kind, partition, key))
-
-    def _keep(self, key: Any, block: Any) -> Any:
-        self._foreign[key] = block
-        self._held += sizeof(block)
-        while self._held > self._terms.cache and len(self._foreign) > 1:
-            self._held -= sizeof(self._foreign.popitem(last=False)[1])
+            block = self._fetch(kind, partition, key)
+        self._hold(key, block)
         return block
+
+    def _hold(self, key: Any, block: Any) -> None:
+        self._held[key] = block
+        self._bytes += sizeof(block)
+        while self._bytes > self._most and len(self._held) > 1:
+            self._bytes -= sizeof(self._held.popitem(last=False)[1])
 
     def _fetch(self, kind: str, partition: int, key: Any) -> Any:
         """Get a partition from whoever holds it; Dask computes one that was lost with its worker anew."""

@@ -102,7 +102,8 @@ class Leases:
             self._interrupt(worker)
         self._threads.shutdown(cancel_futures=True)
         if self._client.status == "running":
-            self._client.unsubscribe_topic(operation(self._run))
+            self._client.unsubscribe_topic(operation(self._run))  # which keeps the handler, and so this object
+        self._packed, self._memory = (b"", b""), None
         return dict(self._futures)
 
     def _announced(self, event: tuple[float, Any]) -> None:
@@ -124,7 +125,7 @@ class Leases:
             self._await_announcement(worker, deadline)
             channel = self._channels[worker] = Channel(asyncio.run(self._connect(worker, deadline)))
             channel.receive(_rest(deadline))  # the lease has taken over
-            channel = self._channels[worker] = offer(channel, self._memory)
+            channel = self._channels[worker] = offer(channel, self._memory, _rest(deadline))
             channel.send(*encode_attach(task, *self._packed))
             domain = self._domain(worker, channel, deadline)
             channel.receive()  # its data is at hand, however long that takes

@@ -223,7 +223,7 @@ def _descriptor(connection: socket.socket, size: int) -> tuple[bytes, int | None
 # -- from a connection to shared memory -------------------------------------------------------------------------
 
 
-def offer(channel: Channel, ours: Store | None) -> Channel:
+def offer(channel: Channel, ours: Store | None, timeout: float) -> Channel:
     """Offer the other end of a connection to share memory; return what to go on with, which may be the same.
 
     Whether it is on this host shows when it finds a socket whose name it is told. The name can be read by anyone on
@@ -238,7 +238,7 @@ def offer(channel: Channel, ours: Store | None) -> Channel:
         listener.listen(1)
         listener.settimeout(CONNECT)
         channel.send({"share": name})
-        if not channel.receive(CONNECT)[0].get("shared"):
+        if not channel.receive(timeout)[0].get("shared"):
             return channel
         descriptors = _accepted(listener)
     with contextlib.ExitStack() as failing:

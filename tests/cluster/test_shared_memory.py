@@ -120,7 +120,6 @@ def test_a_fleet_of_which_one_worker_shares_uses_both_ways_in_one_round(two: Cli
     assert sees.seen == [False, True]
 
 
-@pytest.mark.xfail(strict=True, reason="Client.unsubscribe_topic keeps the handler, which keeps Leases and its Store")
 def test_a_run_leaves_its_driver_nothing(two: Client) -> None:
     def held() -> tuple[int, int]:
         gc.collect()
