@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import dask
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -109,7 +110,8 @@ def free_port() -> int:
 
 @pytest.mark.parametrize(("protocol", "legible"), [("tcp", True), ("tls", False)])
 def test_parameters_can_be_read_on_the_way_by(protocol: str, legible: bool) -> None:
-    with tapped(protocol, Security.temporary() if protocol == "tls" else None) as (client, tap):
+    security = Security.temporary() if protocol == "tls" else None
+    with tapped(protocol, security) as (client, tap), dask.config.set({"dasktrain.shared-memory": False}):
         digest = fit(client).digest
     assert digest == fit(dt.LocalWire()).digest
     assert max(map(len, tap.passed.values())) > 18 * 500 * len(MARK), "rounds went another way"

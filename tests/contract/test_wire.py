@@ -48,8 +48,9 @@ def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
 
 def on_dask(request: pytest.FixtureRequest, share: bool) -> DaskWire:
     """Return a wire to the cluster of all tests."""
+    client = request.getfixturevalue("clean")  # first: its workers would take over the setting
     with dask.config.set({"dasktrain.shared-memory": share}):
-        return DaskWire(request.getfixturevalue("clean"))
+        return DaskWire(client)
 
 
 def awaited(wire: Wire, count: int, of: type[Event]) -> list[Event]:
