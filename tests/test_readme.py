@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+#: a cluster's processes are forked off one that has imported the script, and torch with it: half of the time otherwise
+FORKED = {"DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver"}
 #: examples train for real: with others beside them they may take a while
 SECONDS = 300
 pytestmark = pytest.mark.timeout(SECONDS)
@@ -24,7 +26,7 @@ def run(script: Path, folder: Path, *arguments: str) -> str:
         capture_output=True,
         text=True,
         timeout=SECONDS - 20,
-        env=os.environ,
+        env=os.environ | FORKED,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -373,7 +373,7 @@ def test_an_offer_that_nobody_takes_up_ends(answers: bool, monkeypatch: pytest.M
         if answers:
             other.send({"shared": True})
         with pytest.raises(TimeoutError):
-            offer(one, Store(), PATIENCE)
+            offer(one, Store(), 0.05)
     assert not named_sockets(os.getpid())
 
 
