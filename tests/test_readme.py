@@ -71,12 +71,11 @@ def test_classification_example_beats_the_most_frequent_class(tmp_path: Path) ->
     assert float(found[1]) > float(found[2]) + 0.1
 
 
-def test_sequence_to_sequence_example_writes_numbers(tmp_path: Path) -> None:
-    arguments = ("--rounds", "550", "--name-rounds", "5")
-    printed = run(ROOT / "examples" / "04_sequence_to_sequence.py", tmp_path, *arguments)
+def test_sequence_to_sequence_example_reaches_its_goal_on_numbers(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "04_sequence_to_sequence.py", tmp_path, "--name-rounds", "20")
     found = re.search(r"held-out numbers written without a fault: ([\d.]+)", printed)
     assert found
-    assert float(found[1]) >= 0.95  # in all its rounds it reaches 0.98
+    assert float(found[1]) >= 0.98
     assert "tokens of held-out names" in printed
 
 
