@@ -71,11 +71,8 @@ class Accumulator:
             self._free.append(right)
             return left
         into = left if isinstance(left, Flat) else right if isinstance(right, Flat) else self._memory()
-        for out, one, other in zip(into.views, _parts(left), _parts(right), strict=True):
-            # No gradient is a gradient of zeros, and adding one matters: -0.0 + 0.0 is +0.0. Narrow ones are widened
-            # before they are added, not after.
-            first = out.zero_() if one is None else one.to(out.dtype)
-            torch.add(first, 0.0 if other is None else other.to(out.dtype), out=out)
+        for out, one, other in zip(into.views, parts(left), parts(right), strict=True):
+            add(out, one, other)
         return into
 
     def flat(self, total: Sum) -> Tensor | None:
@@ -85,13 +82,23 @@ class Accumulator:
         if not isinstance(total.gradients, Flat):
             memory = self._memory()
             for out, gradient in zip(memory.views, total.gradients, strict=True):
-                out.zero_() if gradient is None else out.copy_(gradient)
+                put(out, gradient)
             total.gradients = memory
         self._lent.append(total.gradients)
         return total.gradients.on_host()
 
+    def lend(self) -> Flat:
+        """Return memory for a sum, good until `reclaim`."""
+        self._lent.append(self._memory())
+        return self._lent[-1]
+
+    def free(self, total: Sum) -> None:
+        """Take back the memory of a sum that nobody needs."""
+        if isinstance(total.gradients, Flat):
+            self._free.append(total.gradients)
+
     def reclaim(self) -> None:
-        """Take back all vectors that `flat` returned."""
+        """Take back all memory that `flat` and `lend` returned."""
         self._free += self._lent
         self._lent = []
 
@@ -103,5 +110,24 @@ class Accumulator:
         return Flat(vector, list(self._layout.views(vector).values()), host)
 
 
-def _parts(gradients: Flat | Gradients) -> Gradients:
+def parts(gradients: Flat | Gradients) -> Gradients:
+    """Return each parameter's gradient."""
     return list(gradients.views) if isinstance(gradients, Flat) else gradients
+
+
+def put(out: Tensor, gradient: Tensor | None) -> None:
+    """Write a lone gradient, None for zeros, in the dtype of `out`."""
+    out.zero_() if gradient is None else out.copy_(gradient)
+
+
+def add(out: Tensor, one: Tensor | None, other: Tensor | None) -> None:
+    """Write one + other, either of which may be `out`.
+
+    No gradient is a gradient of zeros, and adding one matters: -0.0 + 0.0 is +0.0. Narrow ones are widened before they
+    are added, not after.
+    """
+    one, other = (other, one) if one is None else (one, other)
+    if one is None:
+        out.zero_()
+    else:
+        torch.add(one.to(out.dtype), 0.0 if other is None else other.to(out.dtype), out=out)

@@ -12,6 +12,7 @@ from time import monotonic
 import numpy as np
 from dask.system import CPU_COUNT
 
+from dasktrain.buckets import Incoming
 from dasktrain.config import seconds
 from dasktrain.errors import AttachError, Diverged, ReductionError, WorkerLost
 from dasktrain.events import (
@@ -24,12 +25,13 @@ from dasktrain.events import (
     Lease,
     Notice,
     ReAsk,
+    Received,
     Release,
     Slow,
     Wait,
 )
 from dasktrain.fleet import Fleet
-from dasktrain.messages import Answer, Kind, Partial, State, Task
+from dasktrain.messages import Answer, Bucket, Kind, Partial, State, Task
 from dasktrain.pace import Pace
 from dasktrain.reduce import reduce
 from dasktrain.wire import Wire, failed
@@ -44,6 +46,8 @@ CORES, PARALLEL = CPU_COUNT, 4
 REMEMBERED = 10_000
 #: part of a round -> seconds
 Parts = dict[str, float]
+#: what of a round something is: shards [start, stop), and the first number of a bucket
+Place = tuple[int, int, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,9 @@ class Coordinator:
         #: how long each worker took for what it was asked last; of the round that was asked for last, seconds by part
         self.timings: deque[Timing] = deque(maxlen=REMEMBERED)
         self.parts: Parts = {}
-        self._digests: dict[Task, str] = {}  # of answers that another worker may still give
+        self._incoming = Incoming(fleet.shards)
+        #: of what another worker may still give: an answer, or buckets of it
+        self._digests: dict[Task, dict[Place, str]] = {}
 
     def attach(self, replica: bytes, epoch: int, round: int) -> None:
         """Lease the workers that are there and wait until they are ready, or clearly slower than the others.
@@ -123,16 +129,17 @@ class Coordinator:
             Whatever a replica raised.
         """
         for event in self._wire.events(0):
-            if isinstance(event, Answered):
-                self._compare(event.worker, event.answer)  # to a round that is over
+            if isinstance(event, Answered | Received):
+                self._compare(event)  # to a round that is over
             self._take(event)
         self._next = Task(self._wire.run, kind, epoch, round, 0, self._fleet.shards)
+        self._incoming.begin(state.parameters)
         started = monotonic()
         with self._wire.round(state):
             partials = self._collect(started)
             answered = monotonic()
             self._paces[kind].add(answered - started)
-            total = reduce(partials, self._fleet.shards, self._each)
+            total = self._reduce(partials)
             self.parts = self._parts(answered - started, monotonic() - answered)
             if total.vector is not None and total.vector.shape != state.parameters.shape:
                 raise ReductionError(
@@ -140,6 +147,13 @@ class Coordinator:
                     "report this"
                 )
             return total
+
+    def _reduce(self, partials: list[Partial]) -> Partial:
+        """Return the sum over all shards."""
+        if not self._incoming:
+            return reduce(partials, self._fleet.shards, self._each)
+        total = reduce([replace(partial, vector=None) for partial in partials], self._fleet.shards)
+        return replace(total, vector=self._incoming.complete(partials, self._each))
 
     def _parts(self, waited: float, reduced: float) -> Parts:
         """Divide the seconds of a round, of which the worker that was last decided."""
@@ -165,8 +179,10 @@ class Coordinator:
         while not self._fleet.complete:
             patience = self._paces[self._next.kind].patience(first_answer)
             for event in self._events(min(self._until_late(patience), deadline - monotonic())):
-                if isinstance(event, Answered):
-                    partials += self._used(event.worker, event.answer)
+                if isinstance(event, Received):
+                    self._receive(event)
+                elif isinstance(event, Answered):
+                    partials += self._used(event)
                     first_answer = first_answer or monotonic() - started
                 self._take(event)
             if not self._fleet.complete and monotonic() >= deadline:
@@ -242,37 +258,56 @@ class Coordinator:
 
     # -- answers --------------------------------------------------------------------------------------------------
 
-    def _used(self, worker: str, answer: Answer) -> list[Partial]:
+    def _used(self, answered: Answered) -> list[Partial]:
         """Return what is to be summed of an answer: nothing if another worker's came first, or of an old round."""
+        answer = answered.answer
         task = answer.task
+        self._compare(answered)
         if not self._fleet.lacks(task):
-            self._compare(worker, answer)
             return []
-        self.timings.append(Timing(task.kind, task.epoch, task.round, worker, answer.seconds, answer.waited))
-        if self._fleet.is_doubled(worker, task):
-            self._digests[task] = _digest(answer)
+        self.timings.append(Timing(task.kind, task.epoch, task.round, answered.worker, answer.seconds, answer.waited))
         return list(answer.partials)
 
-    def _compare(self, worker: str, answer: Answer) -> None:
-        """See that a late answer is the one that was used."""
-        wanted = self._digests.get(answer.task)
-        if wanted is None or not self._fleet.strict or not answer.partials:  # without: its round was over too soon
+    def _receive(self, received: Received) -> None:
+        """Add a part of an answer, unless all of it came from another worker, or it is of an old round."""
+        self._compare(received)
+        bucket = received.bucket
+        task = bucket.task
+        if not self._fleet.lacks(task):
             return
-        found = _digest(answer)
+        if not task.start <= bucket.start < bucket.stop <= task.stop:
+            raise ReductionError(
+                f"Worker {received.worker} must send sums of shards {task.start} to {task.stop - 1}, however it sent "
+                f"one of [{bucket.start}, {bucket.stop}); report this"
+            )
+        self._incoming.add(bucket)
+
+    def _compare(self, news: Answered | Received) -> None:
+        """See that two workers give the same bits, as far as it was known of both of them when they gave them."""
+        part = news.bucket if isinstance(news, Received) else news.answer
+        task, known = part.task, self._digests.get(part.task, {})
+        if not self._fleet.strict or not (known or self._fleet.is_doubled(news.worker, task)):
+            return
+        if isinstance(part, Answer) and not part.partials:
+            return  # its round was over too soon
+        place, found = _digest(part)
+        wanted = self._digests.setdefault(task, {}).setdefault(place, found)
         if found != wanted:
-            task = answer.task
             raise Diverged(
                 f"Two workers must give the same bits for the same shards, however for shards {task.start} to "
-                f"{task.stop - 1} in epoch {task.epoch}, round {task.round} worker {worker} gave {found[:16]} and "
+                f"{task.stop - 1} in epoch {task.epoch}, round {task.round} worker {news.worker} gave {found[:16]} and "
                 f"another {wanted[:16]}; look for a faulty machine, or for a model that depends on more than its inputs"
             )
 
 
-def _digest(answer: Answer) -> str:
-    """Return the hex sha256 of what an answer adds to the round."""
+def _digest(part: Answer | Bucket) -> tuple[Place, str]:
+    """Return what of a round it is, and the hex sha256 of what it adds to it."""
     total = hashlib.sha256()
-    for partial in answer.partials:
+    if isinstance(part, Bucket):
+        total.update(np.ascontiguousarray(part.values).view(np.uint8).data)
+        return (part.start, part.stop, part.offset), total.hexdigest()
+    for partial in part.partials:
         total.update(f"{partial.start} {partial.stop}".encode())
-        for part in (partial.vector, partial.sums):
-            total.update(b"none" if part is None else np.ascontiguousarray(part).view(np.uint8).data)
-    return total.hexdigest()
+        for array in (partial.vector, partial.sums):
+            total.update(b"none" if array is None else np.ascontiguousarray(array).view(np.uint8).data)
+    return (part.task.start, part.task.stop, None), total.hexdigest()

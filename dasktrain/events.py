@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dasktrain.messages import Answer, Failure, Task
+from dasktrain.messages import Answer, Bucket, Failure, Task
 
 #: what makes bits differ between workers: kernel path, torch build, threads, a digest of a trial computation
 Domain = Mapping[str, str | int]
@@ -51,6 +51,14 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Received:
+    """A part of what a worker will answer; its numbers stay as they are until the next look at events."""
+
+    worker: str
+    bucket: Bucket
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A worker raised instead of answering."""
 
@@ -65,7 +73,7 @@ class Slow:
     worker: str
 
 
-Event = Joined | Ready | Refused | Left | Answered | Failed | Slow
+Event = Joined | Ready | Refused | Left | Received | Answered | Failed | Slow
 
 # -- instructions -----------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from dasktrain.events import (
     Notice,
     Ready,
     ReAsk,
+    Received,
     Refused,
     Release,
     Slow,
@@ -124,6 +125,8 @@ class Fleet:
                 return self._refused(worker, reason)
             case Left(worker, reason):
                 return self._left(worker, reason)
+            case Received():
+                return []  # what counts is the answer that it is a part of
             case Answered(worker, answer):
                 return self._answered(worker, answer.task)
             case Failed(worker, failure):

@@ -62,6 +62,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """A part of the vector of node [start, stop), sent before the answer that the node belongs to."""
+
+    task: Task
+    start: int
+    stop: int
+    offset: int  # of its first number in the vector
+    values: Vector
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """What a worker raised: the class of errors.py (others become ReplicaError), its text, the traceback."""
 
@@ -113,9 +124,16 @@ def decode_attach(header: Header, frames: Sequence[Any]) -> tuple[Task, bytes, b
     return _task(header["stage"]), replica, keys
 
 
-def encode_reply(reply: Answer | Failure) -> tuple[Header, list[Vector]]:
-    """Turn an answer or a failure into header and arrays."""
+#: what a worker sends
+Reply = Answer | Failure | Bucket
+
+
+def encode_reply(reply: Reply) -> tuple[Header, list[Vector]]:
+    """Turn an answer, a part of one, or a failure into header and arrays."""
     task = _plain(reply.task) if reply.task else None
+    if isinstance(reply, Bucket):
+        place = reply.start, reply.stop, reply.offset, reply.values.dtype.name
+        return {"bucket": place, "task": task}, [reply.values]
     if isinstance(reply, Failure):
         return {"error": reply.error, "text": reply.text, "traceback": reply.traceback, "task": task}, []
     arrays: list[Vector] = []
@@ -129,8 +147,8 @@ def encode_reply(reply: Answer | Failure) -> tuple[Header, list[Vector]]:
 
 
 @_reading()
-def decode_reply(header: Header, frames: Sequence[Any]) -> Answer | Failure:
-    """Turn header and raw frames back into an answer or a failure.
+def decode_reply(header: Header, frames: Sequence[Any]) -> Reply:
+    """Turn header and raw frames back into an answer, a part of one, or a failure.
 
     Raises
     ------
@@ -141,6 +159,10 @@ def decode_reply(header: Header, frames: Sequence[Any]) -> Answer | Failure:
     if "error" in header or task is None:
         error, text, traceback = (_of(str, header[name]) for name in ("error", "text", "traceback"))
         return Failure(error, text, traceback, task)
+    if "bucket" in header:
+        start, stop, offset, dtype = header["bucket"]
+        (values,) = frames
+        return Bucket(task, _of(int, start), _of(int, stop), _of(int, offset), _array(values, dtype))
     rest = list(frames)[::-1]
     partials = tuple(_partial(node, rest) for node in header["nodes"])
     seconds, waited = (_of(float, header[name]) for name in ("seconds", "waited"))

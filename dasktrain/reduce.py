@@ -13,12 +13,15 @@ import numpy as np
 from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Partial, Vector
 
+#: shards [start, stop), and the tree's sum over them
+Node = tuple[int, int]
 T = TypeVar("T")
 S = TypeVar("S")
 #: pairs of pairs of ... of something
 Tree = Union[T, tuple["Tree[T]", ...]]  # noqa: UP007 - of strings there is no |
 #: calls a function on each of many, perhaps several at once
 Each = Callable[[Callable[[int], None], Sequence[int]], Iterable[object]]
+NOT_FINITE = "A round's sums must be finite, however they hold NaN or infinity; lower the learning rate"
 #: numbers that are summed at once: half a megabyte of float32, so that those of a few workers stay in the cache
 BLOCK = 1 << 17
 
@@ -34,10 +37,10 @@ def split(start: int, stop: int) -> int:
     return start + (1 << (stop - start - 1).bit_length() - 1)
 
 
-def subtrees(start: int, stop: int, shards: int) -> Iterator[tuple[int, int]]:
+def subtrees(start: int, stop: int, shards: int) -> Iterator[Node]:
     """Yield the fewest nodes of the tree over `shards` leaves that cover [start, stop), in order."""
 
-    def within(first: int, last: int) -> Iterator[tuple[int, int]]:
+    def within(first: int, last: int) -> Iterator[Node]:
         if start <= first and last <= stop:
             yield first, last
         elif first < stop and start < last:
@@ -47,6 +50,35 @@ def subtrees(start: int, stop: int, shards: int) -> Iterator[tuple[int, int]]:
 
     if start < stop:
         yield from within(0, shards)
+
+
+def spine(start: int, stop: int) -> Iterator[Node]:
+    """Yield the nodes that are left of the way from node [start, stop) to its last leaf, from the top."""
+    while stop - start > 1:
+        middle = split(start, stop)
+        yield start, middle
+        start = middle
+
+
+def siblings(start: int, stop: int, shards: int) -> list[tuple[Node, Node]]:
+    """Return the siblings of node [start, stop), of its parent and so on, each with the node above it, from the bottom.
+
+    Raises
+    ------
+    ReductionError
+        It is no node of the tree over `shards` leaves.
+    """
+    found: list[tuple[Node, Node]] = []
+    first, last = 0, shards
+    while (first, last) != (start, stop):
+        if not first <= start < stop <= last or last - first == 1:
+            raise ReductionError(f"Sums must be of nodes of the tree, however one is of [{start}, {stop}); report this")
+        middle = split(first, last)
+        left, right = (first, middle), (middle, last)
+        below, beside = (left, right) if stop <= middle else (right, left)
+        found.append((beside, (first, last)))
+        first, last = below
+    return found[::-1]
 
 
 def fold(start: int, stop: int, leaf: Leaf[T], add: Callable[[T, T], T]) -> T | None:
@@ -90,7 +122,7 @@ def reduce(partials: Iterable[Partial], shards: int, each: Each = map) -> Partia
     NonFinite
         The sum holds NaN or infinity.
     """
-    nodes: dict[tuple[int, int], Partial] = {}
+    nodes: dict[Node, Partial] = {}
     for partial in partials:
         if (partial.start, partial.stop) in nodes:
             raise ReductionError(f"Shards must be summed once, however {_name(partial)} came twice; report this")
@@ -105,7 +137,7 @@ def reduce(partials: Iterable[Partial], shards: int, each: Each = map) -> Partia
     return Partial(0, shards, _vector(_map(tree, lambda partial: partial.vector), each), sums)
 
 
-def _tree(start: int, stop: int, nodes: dict[tuple[int, int], Partial]) -> Tree[Partial]:
+def _tree(start: int, stop: int, nodes: dict[Node, Partial]) -> Tree[Partial]:
     """Return nested pairs of the partials that make up node [start, stop)."""
     if (start, stop) in nodes:
         return nodes.pop((start, stop))
@@ -170,10 +202,15 @@ def _of_lengths(*vectors: Vector) -> str:
 
 def _checked(part: Vector | None) -> Vector | None:
     """Raise NonFinite if a sum is not finite."""
-    # One pass in place of two: a sum is finite only if all of its terms are, though not the reverse.
-    if part is not None and not np.isfinite(_quiet_sum(part)) and not np.isfinite(part).all():
-        raise NonFinite("A round's sums must be finite, however they hold NaN or infinity; lower the learning rate")
+    if part is not None and not is_finite(part):
+        raise NonFinite(NOT_FINITE)
     return part
+
+
+def is_finite(part: Vector) -> bool:
+    """Return whether all numbers are finite."""
+    # One pass in place of two: a sum is finite only if all of its terms are, though not the reverse.
+    return bool(np.isfinite(_quiet_sum(part)) or np.isfinite(part).all())
 
 
 def _quiet_sum(part: np.ndarray) -> float:

@@ -3,8 +3,9 @@
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -13,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from dasktrain.accumulate import Accumulator, Sum
+from dasktrain.buckets import Outgoing
 from dasktrain.buffers import FlatBuffers
 from dasktrain.compute import Compute, Device
 from dasktrain.data.block import Batch, Block, Collate, gather, lengths
 from dasktrain.domain import canary, digest_of_bits, made_up
 from dasktrain.errors import DasktrainError, DataError, NonFinite
 from dasktrain.events import Domain
-from dasktrain.messages import Answer, Failure, Kind, Partial, State, Task, Vector
+from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Task, Vector
 from dasktrain.objective import Measure, Objective, detached, measure
 from dasktrain.plan import Plan, Rows, shard_seed
-from dasktrain.reduce import fold, subtrees
+from dasktrain.reduce import fold, spine, subtrees
 from dasktrain.shipping import explained
 from dasktrain.strategies import Strategy, Sums
 from dasktrain.vector import FlatParameters, Memory, as_tensor, plain_memory
@@ -59,6 +61,8 @@ class Job:
 
 #: (data set, partition number) -> block; what a lease must provide
 ReadBlocks = Callable[[Kind, int], Block]
+#: returns what adds gradients to a sum while they are computed
+Watching = Callable[[Sum | None], AbstractContextManager[None]]
 
 
 class Replica:
@@ -72,9 +76,17 @@ class Replica:
         ``read(kind, partition)`` returns a block.
     memory
         Where answers lie.
+    send
+        Takes parts of gradients as soon as they are known, which then are not in the answer; None: send all at once.
     """
 
-    def __init__(self, job: Job, read: ReadBlocks, memory: Memory = plain_memory) -> None:
+    def __init__(
+        self,
+        job: Job,
+        read: ReadBlocks,
+        memory: Memory = plain_memory,
+        send: Callable[[Bucket], None] | None = None,
+    ) -> None:
         self.job = job
         self._read_block = read
         self._device = Device(job.compute.device)
@@ -88,6 +100,7 @@ class Replica:
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
         self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector, memory)
+        self._outgoing = self._sending(send) if send is not None else None
         self._mode: Kind | None = None
         self._waited = 0.0  # seconds of the task under way in which data were gathered
         self._latest: tuple[Kind, int, int] | None = None  # the round that the accumulator's memory is lent to
@@ -106,6 +119,12 @@ class Replica:
             name = type(error).__name__ if isinstance(error, DasktrainError) else "ReplicaError"
             text = str(error) if isinstance(error, DasktrainError) else f"{type(error).__name__}: {error}"
             return Failure(name, text, traceback.format_exc(), task)
+
+    def _sending(self, send: Callable[[Bucket], None]) -> Outgoing | None:
+        """Return what sends gradients in buckets, if there can be several."""
+        outgoing = Outgoing(self._trainable, self._parameters.layout, self._accumulator, send)
+        early = self.job.strategy.is_gradient and not self._device.is_gpu
+        return outgoing if outgoing.worthwhile and early else None
 
     def ahead(self, task: Task) -> None:
         """Gather the rows of the training round after `task`, as if the same shards will be asked for."""
@@ -189,16 +208,25 @@ class Replica:
         self._take(state.parameters)
         self._device.fill(self._buffers.vector, as_tensor(state.buffers))
         self._set_mode(task.kind)
+        node = self._in_buckets if task.kind == "train" and self._outgoing is not None else self._at_once
+        return tuple(node(task, *place) for place in subtrees(task.start, task.stop, self.job.plans[task.kind].shards))
+
+    def _at_once(self, task: Task, start: int, stop: int) -> Partial:
+        """Sum a node of the tree."""
         contribute = self._train if task.kind == "train" else self._evaluate
-        partials = []
-        for start, stop in subtrees(task.start, task.stop, self.job.plans[task.kind].shards):
-            node = fold(start, stop, lambda shard, into: contribute(task, shard, into), self._accumulator.add)
-            if node is None:
-                partials.append(Partial(start, stop, None, None))
-            else:
-                vector = self._accumulator.flat(node)
-                partials.append(Partial(start, stop, None if vector is None else vector.numpy(), node.scalars))
-        return tuple(partials)
+        node = fold(start, stop, partial(contribute, task), self._accumulator.add)
+        if node is None:
+            return Partial(start, stop, None, None)
+        vector = self._accumulator.flat(node)
+        return Partial(start, stop, None if vector is None else vector.numpy(), node.scalars)
+
+    def _in_buckets(self, task: Task, start: int, stop: int) -> Partial:
+        """Sum a node of the tree, and send its gradient meanwhile."""
+        assert self._outgoing is not None
+        lefts = [fold(*left, partial(self._train, task), self._accumulator.add) for left in spine(start, stop)]
+        self._outgoing.begin(task, (start, stop), [left for left in lefts if left is not None])
+        last = self._shard(task, stop - 1, self._outgoing.watching)
+        return Partial(start, stop, None, self._outgoing.end(None if last is None else last.scalars))
 
     def _set_mode(self, kind: Kind) -> None:
         """Switch layers between training and evaluation, if they are not there already."""
@@ -218,22 +246,33 @@ class Replica:
 
     def _train(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
         """Add one shard's gradient to `into`."""
+        found = self._shard(task, shard)
+        return into if found is None else found if into is None else self._accumulator.add(into, found)
+
+    def _shard(self, task: Task, shard: int, watching: Watching | None = None) -> Sum | None:
+        """Return one shard's gradient, or only its scalars if somebody watches the gradient being computed."""
         place = task.epoch, task.round, shard
         rows, batch = self._ahead.pop(place) if place in self._ahead else self._waited_for("train", *place)
         if batch is None:
-            return into
+            return None
         self._buffers.load()  # every shard starts from the round's buffers
         self._device.seed(shard_seed(self.job.seed, *place))
         total: Sum | None = None
-        for piece in self.job.compute.pieces(batch):
+        *firsts, last = self.job.compute.pieces(batch)
+        for piece in firsts:
             total = self._accumulator.leaf(*self._gradients(piece), total)
-        assert total is not None
+        if watching is None:
+            total = self._accumulator.leaf(*self._gradients(last), total)
+        else:
+            with watching(total):
+                _, scalars = self._gradients(last)
+            total = Sum(None, scalars if total is None else total.scalars + scalars)
         if not math.isfinite(total.scalars.sum()):
             self._check_finite(total.scalars, f"epoch {task.epoch}, round {task.round}, shard {shard}", rows)
         if self._buffers.layout.size:
             changes = torch.from_numpy(total.scalars[self.sums.layout.places["buffers"]])
             self._buffers.changes(changes, batch.rows)
-        return total if into is None else self._accumulator.add(into, total)
+        return total
 
     def _gradients(self, batch: Batch) -> tuple[list[Tensor | None], np.ndarray]:
         """Return the gradient of the sum of losses for each parameter, and the sums over rows."""

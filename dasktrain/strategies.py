@@ -20,6 +20,10 @@ NORM_BLOCK = 4096
 class Strategy(Protocol):
     """Turn the loss of a shard into gradients (on a replica) and the sum of them into a step (on the driver)."""
 
+    @property
+    def is_gradient(self) -> bool:
+        """Whether what is contributed is the gradient as backward computes it, so that sending it may begin then."""
+
     def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         """Return one tensor a parameter, or None where it took no part."""
 
@@ -78,6 +82,11 @@ class GradientAveraging:
     def __post_init__(self) -> None:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise BadInput(f"clip_norm must be positive, however it is {self.clip_norm}; use None not to clip")
+
+    @property
+    def is_gradient(self) -> bool:
+        """It is."""
+        return True
 
     def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         """Return the gradient of the sum of losses for each parameter."""

@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from math import ceil
+from functools import partial
+from math import ceil, floor
 from random import Random
 from unittest import mock
 
 import dasktrain.coordinator
-from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Refused
-from dasktrain.messages import Answer, Failure, State, Task
+from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Received, Refused
+from dasktrain.messages import Answer, Bucket, Failure, State, Task
 from dasktrain.shipping import run_packed
+from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond
 from dasktrain.wire.local import LocalWire
 
@@ -102,6 +104,7 @@ class ChaosWire(LocalWire):
         self._leased: set[str] = set()
         self._mute: set[str] = set()  # dying and deaf
         self._asked: dict[str, Task] = {}
+        self._buckets: list[Received] = []  # of the answer that was computed last
         self._rounds: list[Task] = []  # all tasks of the round under way
         self._begun = self._failed = False
 
@@ -161,7 +164,7 @@ class ChaosWire(LocalWire):
             return
         if not first and self._chance("killed while leased", 0.05):
             self._kill(worker, 2.0)
-        replica: Respond = run_packed(self._replica, self._read)
+        replica: Respond = run_packed(self._replica, self._read, plain_memory, partial(self._received, worker))
         self._replicas[worker] = replica
         replica.stage(task)
         domain = dict(replica.domain())
@@ -199,18 +202,35 @@ class ChaosWire(LocalWire):
         if worker not in self._present or worker in self._mute:
             return  # its end is in the news, or will be
         self._asked[worker] = task
-        if self._chance("killed while it computed", 0.04):
-            self._mute.add(worker)
-            self._soon(Left(worker, "it was killed"), most=self._random.choice([0.1, 60.0]))
-            return
         assert self._state is not None
+        self._buckets = []
         answer = self._replicas[worker](task, self._state)
         assert isinstance(answer, Answer), answer
+        if self._chance("killed while it computed", 0.04):
+            self._mute.add(worker)
+            after = self._random.choice([0.1, 60.0])
+            self._in_parts(after, self._random.randint(0, len(self._buckets)))
+            self._soon(Left(worker, "it was killed"), after, after)
+            return
         if self._random.random() < 0.7:
             self._replicas[worker].ahead(task)
-        self._soon(Answered(worker, answer), *((3.0, 60.0) if self._chance("slow", 0.08) else (0.0, 0.3)))
+        after = self._random.uniform(*((3.0, 60.0) if self._chance("slow", 0.08) else (0.0, 0.3)))
+        self._in_parts(after, len(self._buckets))
+        self._soon(Answered(worker, answer), after, after)
         if self._chance("answered twice", 0.08):
-            self._soon(Answered(worker, deepcopy(answer)), most=self._random.choice([0.2, 30.0]))
+            least = after if self._buckets else 0.0  # an answer comes after its parts
+            self._soon(Answered(worker, deepcopy(answer)), least, least + self._random.choice([0.2, 30.0]))
+
+    def _received(self, worker: str, bucket: Bucket) -> None:
+        """Keep a part of an answer."""
+        self._buckets.append(Received(worker, deepcopy(bucket)))
+
+    def _in_parts(self, within: float, count: int) -> None:
+        """Have the first so many parts of an answer come before it, in order."""
+        times = sorted(self._random.uniform(0, within) for _ in range(count))
+        for after, received in zip(times, self._buckets, strict=False):
+            self.happened["came in parts"] += 1
+            self._agenda.add(floor(after / TICK) * TICK, received, -1.0)
 
     def _count(self, task: Task) -> None:
         """Take note of what is asked again."""
@@ -244,7 +264,7 @@ class ChaosWire(LocalWire):
                 self._present.add(worker)
             case Left():
                 return self._gone(worker, event)
-            case Answered() if worker not in self._replicas:
+            case Answered() | Received() if worker not in self._replicas:
                 return None
             case Answered(_, answer):
                 self.happened["answers to an older round"] += answer.task not in self._rounds

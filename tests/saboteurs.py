@@ -13,8 +13,9 @@ import dasktrain as dt
 from dasktrain.fitting import CANARY_ROWS
 from dasktrain.wire.channel import Channel
 
-#: parameters enough for a message that no socket takes at once
+#: parameters enough for a message that no socket takes at once, and for several
 WIDE = 600_000
+WIDTHS = {"send": WIDE, "receive": WIDE, "send in parts": 6 * WIDE}
 
 
 class After(dt.Observer):
@@ -60,8 +61,8 @@ class Mortal(nn.Module):
     Parameters
     ----------
     phase
-        "attach", "compute", "send" (half an answer is sent), "receive" (half the parameters have come), "evaluate" or
-        "predict".
+        "attach", "compute", "send" (half an answer is sent), "send in parts" (half of the second bucket of one is),
+        "receive" (half the parameters have come), "evaluate" or "predict".
     once
         Shared by all processes.
     """
@@ -70,7 +71,7 @@ class Mortal(nn.Module):
         super().__init__()
         self.phase, self.once, self.driver, self.calls = phase, once, os.getpid(), 0
         self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-        self.wide = nn.Parameter(torch.zeros(WIDE if phase in ("send", "receive") else 1))
+        self.wide = nn.Parameter(torch.zeros(WIDTHS.get(phase, 1)))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -82,8 +83,8 @@ class Mortal(nn.Module):
             self.calls += self.training
             if self.training and self.calls == 10:
                 self._perhaps("compute")
-                if os.getpid() != self.driver and self.phase in ("send", "receive"):
-                    getattr(self, f"_break_{self.phase}")()
+                if os.getpid() != self.driver and self.phase in WIDTHS:
+                    self._break_receive() if self.phase == "receive" else self._break_send()
             if not self.training:
                 self._perhaps("evaluate")
                 self._perhaps("predict")
@@ -94,10 +95,12 @@ class Mortal(nn.Module):
             die()
 
     def _break_send(self) -> None:
-        whole, once = Channel.send, self.once
+        whole, once, before = Channel.send, self.once, [None] * (self.phase == "send in parts")
 
         def half(channel: Channel, header: Any, arrays: Any = ()) -> None:
-            if arrays and once():
+            if arrays and before:
+                before.pop()
+            elif arrays and once():
                 channel.post(header, arrays)
                 channel._socket.sendall(channel._out.popleft())
                 channel._socket.sendall(channel._out.popleft()[: WIDE // 2])

@@ -21,6 +21,7 @@ LEVELS = (
         "reduce",
         "vector",
         "accumulate",
+        "buckets",
         "buffers",
         "state",
         "objective",

@@ -181,6 +181,12 @@ class Channel:
         """Use the memory of all frames that were handed out again."""
         self._free, self._lent = self._lent, []
 
+    def reuse(self, frames: Sequence[Any]) -> None:
+        """Use the memory of some frames that were handed out again."""
+        ids = {id(frame) for frame in frames}
+        self._free += [frame for frame in self._lent if id(frame) in ids]
+        self._lent = [frame for frame in self._lent if id(frame) not in ids]
+
     def readable(self, timeout: float) -> bool:
         """Wait until a message, or the end of the connection, can be read; False after `timeout` seconds."""
         return bool(select.select([self._socket], [], [], timeout)[0])

@@ -21,8 +21,8 @@ from distributed import Client, Future
 
 from dasktrain.config import seconds, setting
 from dasktrain.errors import AttachError, BadInput, InsecureCluster, SchedulerLost, WireError
-from dasktrain.events import Answered, Domain, Event, Failed, Joined, Left, Ready
-from dasktrain.messages import Failure, Kind, State, Task, decode_reply, encode_ask
+from dasktrain.events import Answered, Domain, Event, Failed, Joined, Left, Ready, Received
+from dasktrain.messages import Bucket, Failure, Kind, State, Task, decode_reply, encode_ask
 from dasktrain.shipping import pack
 from dasktrain.vector import plain_memory
 from dasktrain.wire.channel import Channel
@@ -62,6 +62,9 @@ class DaskWire:
         self._leases: Leases | None = None
         self._watch: Watch | None = None
         self._channels: dict[str, Channel] = {}
+        self._given: dict[
+            str, list[Any]
+        ] = {}  # worker -> frames of the bucket that it sent last, and maybe not the last
         self._asked: dict[str, float] = {}  # worker -> since when it has had its task
         self._state: State | None = None
         self._inbox: Inbox[News] | None = None
@@ -232,7 +235,14 @@ class DaskWire:
         """Return what connections and other threads have to tell, as soon as there is something."""
         assert self._inbox is not None
         events = self._heard(self._inbox)
-        for worker, readable, writable in self._inbox.wait(0 if events else timeout):
+        given, self._given = self._given, {}
+        for worker in given.keys() & self._channels.keys():
+            self._channels[worker].reuse(given[worker])
+        # Those that gave a bucket may have more that no selector sees: TLS reads ahead.
+        ready = dict.fromkeys(given, (True, False))
+        for worker, readable, writable in self._inbox.wait(0 if events or given else timeout):
+            ready[worker] = readable or worker in given, writable
+        for worker, (readable, writable) in ready.items():
             if worker in self._channels:
                 events += self._served(worker, readable, writable)
         events += self._heard(self._inbox)
@@ -267,8 +277,11 @@ class DaskWire:
             if writable and channel.flush():
                 self._inbox.watch(worker, channel)
             while readable and (message := channel.poll()) is not None:
-                self._asked.pop(worker, None)
                 reply = decode_reply(*message)
+                if isinstance(reply, Bucket):  # one at a time, so that those of all workers arrive side by side
+                    self._given[worker] = message[1]
+                    return [*events, Received(worker, reply)]
+                self._asked.pop(worker, None)
                 events.append(Failed(worker, reply) if isinstance(reply, Failure) else Answered(worker, reply))
         except (OSError, WireError) as error:
             events.append(self._lost(worker, error))

@@ -6,6 +6,7 @@ import socket
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -21,9 +22,9 @@ from distributed.worker import Worker
 
 from dasktrain.config import setting
 from dasktrain.errors import AttachError
-from dasktrain.messages import Answer, Failure, Header, Task, decode_ask, decode_attach, encode_reply
+from dasktrain.messages import Answer, Failure, Header, Reply, Task, decode_ask, decode_attach, encode_reply
 from dasktrain.shipping import run_packed
-from dasktrain.vector import Memory, plain_memory
+from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, accept
@@ -126,13 +127,54 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
         offered, _ = next(_messages(worker, channel))
         ends.callback((channel := accept(channel, offered, store)).close)
         messages = _messages(worker, channel)
-        memory = store if store is not None and isinstance(channel, SharedChannel) else plain_memory
-        respond = _build(worker, channel, *decode_attach(*next(messages)), terms, memory)
+        outbox = _Outbox(channel)
+        ends.callback(outbox.close)
+        shared = store is not None and isinstance(channel, SharedChannel)
+        outlets = (store, None) if shared else (plain_memory, outbox.put)
+        respond = _build(worker, channel, *decode_attach(*next(messages)), terms, outlets)
         for header, frames in messages:
             task, state = decode_ask(header, frames)
             reply = _stale(task) if channel.stale else respond(task, state)
-            channel.send(*encode_reply(_stale(task) if channel.stale else reply))
+            outbox.end(_stale(task) if channel.stale else reply)
             respond.ahead(task)
+            outbox.wait()
+
+
+class _Outbox:
+    """Sends buckets in a thread of its own, while the thread that computes goes on."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dasktrain-send")
+        self._sending: list[Future[None]] = []
+
+    def put(self, reply: Reply) -> None:
+        """Have something sent after all else, which stays as it is until `wait` returns."""
+        self._sending.append(self._thread.submit(self._channel.send, *encode_reply(reply)))
+
+    def end(self, reply: Reply) -> None:
+        """Send an answer: at once if nothing is being sent."""
+        if self._sending:
+            self.put(reply)
+        else:
+            self._channel.send(*encode_reply(reply))
+
+    def wait(self) -> None:
+        """Wait until all is sent; only then the connection may be read from, which TLS takes from one thread alone.
+
+        Raises
+        ------
+        OSError
+            The connection was closed or lost.
+        """
+        sending, self._sending = self._sending, []
+        for each in sending:
+            each.result()
+
+    def close(self) -> None:
+        """End the connection and the thread."""
+        self._channel.abort()
+        self._thread.shutdown(cancel_futures=True)
 
 
 def _stale(task: Task) -> Answer:
@@ -150,11 +192,11 @@ def _messages(worker: Worker, channel: Channel) -> Iterator[tuple[Header, list[A
 
 
 def _build(
-    worker: Worker, channel: Channel, task: Task, replica: bytes, keys: bytes, terms: Terms, memory: Memory
+    worker: Worker, channel: Channel, task: Task, replica: bytes, keys: bytes, terms: Terms, outlets: tuple[Any, Any]
 ) -> Respond:
     """Make the replica from what the driver sent packed, get it ready for a task, and say so."""
     try:
-        respond: Respond = run_packed(replica, _Blocks(worker, run_packed(keys), terms), memory)
+        respond: Respond = run_packed(replica, _Blocks(worker, run_packed(keys), terms), *outlets)
         domain = respond.domain()
     except Exception as error:
         text = f"A replica must be built on every worker, however {type(error).__name__}: {error}"

@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dask
@@ -10,8 +12,8 @@ import numpy as np
 from dask.delayed import Delayed
 
 from dasktrain.errors import BadInput
-from dasktrain.events import Answered, Event, Failed, Joined, Ready
-from dasktrain.messages import Failure, Kind, State, Task
+from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received
+from dasktrain.messages import Bucket, Failure, Kind, State, Task
 from dasktrain.shipping import run_packed
 from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond
@@ -70,13 +72,18 @@ class LocalWire:
 
     def lease(self, worker: str, task: Task) -> None:
         """Build a worker's replica."""
-        replica: Respond = run_packed(self._replica, self._read, plain_memory)
+        send = partial(self._received, worker)
+        replica: Respond = run_packed(self._replica, self._read, plain_memory, send)
         self._replicas[worker] = replica
         self._events.append(Ready(worker, replica.domain()))
 
     def release(self, worker: str) -> None:
         """Forget a worker's replica."""
         self._replicas.pop(worker, None)
+
+    def _received(self, worker: str, bucket: Bucket) -> None:
+        """Pass on a part of an answer that is being made, in memory of its own."""
+        self._events.append(Received(worker, replace(bucket, values=bucket.values.copy())))
 
     def _read(self, kind: Kind, partition: int) -> Any:
         return self._blocks[kind][partition]

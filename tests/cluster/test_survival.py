@@ -59,10 +59,11 @@ def fit_mortal(phase: str, once: Once, client: Any) -> dt.Result:
     return trainer.fit(PROBLEM.data, validation, epochs=2, batch_size=50, client=client)
 
 
-@pytest.mark.parametrize("phase", ["attach", "compute", "send", "receive", "evaluate"])
+@pytest.mark.parametrize("phase", ["attach", "compute", "send", "send in parts", "receive", "evaluate"])
 def test_a_worker_killed_in_any_phase_changes_no_bit(two: Client, tmp_path: Path, phase: str) -> None:
     once = Once(tmp_path)
-    result = fit_mortal(phase, once, two)
+    with dask.config.set({"dasktrain.shared-memory": phase not in ("send", "send in parts", "receive")}):
+        result = fit_mortal(phase, once, two)
     assert not once(), "nobody was killed"
     assert result.digest == fit_mortal(phase, once, dt.LocalWire()).digest
 

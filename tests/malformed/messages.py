@@ -15,6 +15,7 @@ import numpy as np
 from dasktrain.config import DEFAULTS, setting
 from dasktrain.messages import (
     Answer,
+    Bucket,
     Failure,
     Partial,
     State,
@@ -41,6 +42,7 @@ MESSAGES: tuple[tuple[Callable[..., Any], Message], ...] = (
     (decode_ask, encode_ask(TASK, State(NUMBERS, np.arange(9, dtype=np.uint8)))),
     (decode_attach, ({"stage": asdict(TASK)}, [b"replica", b"keys"])),
     (decode_reply, encode_reply(Answer(TASK, PARTIALS, 0.5))),
+    (decode_reply, encode_reply(Bucket(TASK, 2, 4, 7, NUMBERS))),
     (decode_reply, encode_reply(Failure("ReplicaError", "no", "Traceback", TASK))),
 )
 
