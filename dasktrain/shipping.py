@@ -166,11 +166,19 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if module is not None and _is_users(module) and module.__name__ not in _by_value():
                 cloudpickle.register_pickle_by_value(module)
                 self._registered.append(module)
+        if type(obj) is Tensor and _is_part(obj):
+            return obj.clone().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         return super().reducer_override(obj)
 
     def unregister(self) -> None:
         for module in self._registered:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Return whether a tensor is some of a larger one, all of which torch would write: once for each parameter."""
+    plain = tensor.layout is torch.strided and tensor.is_leaf and not tensor.requires_grad
+    return plain and tensor.untyped_storage().nbytes() > tensor.nbytes
 
 
 def check_shipped(packages: Sequence[str]) -> None:

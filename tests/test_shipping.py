@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import pickle
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import dasktrain as dt
 from dasktrain.errors import ModelError
 from dasktrain.plan import Plan, rows_only
 from dasktrain.shipping import check_ships, pack, run_packed
+from dasktrain.vector import FlatParameters
 
 STRANGER = """
 import pickle, sys
@@ -87,6 +89,19 @@ def registry() -> set[str]:
 def test_packed_function_is_called_with_bound_and_further_arguments() -> None:
     assert run_packed(pack(divmod, 17), 5) == (3, 2)
     assert run_packed(pack(dict, [("a", 1)])) == {"a": 1}
+
+
+def test_parameters_of_one_vector_are_sent_once_and_not_all_with_each() -> None:
+    module = nn.Sequential(*[nn.Linear(30, 30) for _ in range(50)])
+    module[1].weight = module[0].weight
+    wanted = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    vector = FlatParameters(module).vector
+    payload = pack(type, module)
+    assert len(payload) < 2 * vector.nbytes
+    sent = pickle.loads(payload)[1][0]
+    assert sent[1].weight is sent[0].weight
+    assert all(torch.equal(parameter, wanted[name]) for name, parameter in sent.named_parameters())
+    assert all(isinstance(parameter, nn.Parameter) and parameter.requires_grad for parameter in sent.parameters())
 
 
 def test_process_without_dasktrain_and_torch_can_run_it() -> None:
