@@ -167,7 +167,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 cloudpickle.register_pickle_by_value(module)
                 self._registered.append(module)
         if type(obj) is Tensor and _is_part(obj):
-            return obj.clone().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            return obj.clone().__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[no-untyped-call]
         return super().reducer_override(obj)
 
     def unregister(self) -> None:
