@@ -21,6 +21,7 @@ from dasktrain.observe import History as History
 from dasktrain.observe import Log as Log
 from dasktrain.observe import Observer as Observer
 from dasktrain.observe import Progress as Progress
+from dasktrain.optimizers import Optimizers as Optimizers
 from dasktrain.remote import RemoteRun as RemoteRun
 from dasktrain.remote import attach as attach
 from dasktrain.result import Result as Result
@@ -44,6 +45,7 @@ __all__ = [
     "LocalWire",
     "Log",
     "Observer",
+    "Optimizers",
     "Progress",
     "Records",
     "RemoteRun",

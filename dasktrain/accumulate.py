@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dasktrain.touched import Touched, plus_each
 from dasktrain.vector import Layout, Memory, plain_memory, tensor_in
 
 Gradients = list[Tensor | None]
@@ -30,10 +31,11 @@ class Flat:
 
 @dataclass(slots=True)
 class Sum:
-    """The sum over some shards: gradients, None if there are none, and (scalars,) float64."""
+    """The sum over some shards: gradients, None if there are none, (scalars,) float64, and the rows of tables."""
 
     gradients: Flat | Gradients | None
     scalars: np.ndarray
+    touched: tuple[Touched, ...] = ()
 
 
 class Accumulator:
@@ -42,7 +44,7 @@ class Accumulator:
     Parameters
     ----------
     layout
-        Of the parameters.
+        Of the gradients.
     like
         A flat vector, whose dtype and device those have that are summed in.
     memory
@@ -54,13 +56,17 @@ class Accumulator:
         self._free: list[Flat] = []
         self._lent: list[Flat] = []
 
-    def leaf(self, gradients: Gradients | None, scalars: np.ndarray, into: Sum | None) -> Sum:
+    def leaf(
+        self, gradients: Gradients | None, scalars: np.ndarray, into: Sum | None, touched: tuple[Touched, ...] = ()
+    ) -> Sum:
         """Add one shard to `into`, which is used up."""
-        return Sum(gradients, scalars) if into is None else self.add(into, Sum(gradients, scalars))
+        shard = Sum(gradients, scalars, touched)
+        return shard if into is None else self.add(into, shard)
 
     def add(self, left: Sum, right: Sum) -> Sum:
         """Return left + right, using both up."""
         left.scalars += right.scalars
+        left.touched = plus_each(left.touched, right.touched)
         if left.gradients is not None and right.gradients is not None:
             left.gradients = self._plus(left.gradients, right.gradients)
         return left

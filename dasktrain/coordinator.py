@@ -14,7 +14,7 @@ from dask.system import CPU_COUNT
 
 from dasktrain.buckets import Incoming
 from dasktrain.config import seconds
-from dasktrain.errors import AttachError, Diverged, ReductionError, WorkerLost
+from dasktrain.errors import AttachError, Diverged, WorkerLost
 from dasktrain.events import (
     Abort,
     Answered,
@@ -116,8 +116,13 @@ class Coordinator:
                 if now >= deadline:
                     return
 
-    def ask(self, kind: Kind, epoch: int, round: int, state: State) -> Partial:
+    def ask(self, kind: Kind, epoch: int, round: int, state: State, dense: int | None = None) -> Partial:
         """Return the sum over all shards of one round.
+
+        Parameters
+        ----------
+        dense
+            How many of the parameters, the first, have their gradients in vectors; None: all.
 
         Raises
         ------
@@ -133,7 +138,7 @@ class Coordinator:
                 self._compare(event)  # to a round that is over
             self._take(event)
         self._next = Task(self._wire.run, kind, epoch, round, 0, self._fleet.shards)
-        self._incoming.begin(state.parameters)
+        self._incoming.begin(state.parameters[:dense])
         started = monotonic()
         with self._wire.round(state):
             partials = self._collect(started)
@@ -141,11 +146,6 @@ class Coordinator:
             self._paces[kind].add(answered - started)
             total = self._reduce(partials)
             self.parts = self._parts(answered - started, monotonic() - answered)
-            if total.vector is not None and total.vector.shape != state.parameters.shape:
-                raise ReductionError(
-                    f"Gradients must have {state.parameters.shape} numbers, however they have {total.vector.shape}; "
-                    "report this"
-                )
             return total
 
     def _reduce(self, partials: list[Partial]) -> Partial:
@@ -308,6 +308,7 @@ def _digest(part: Answer | Bucket) -> tuple[Place, str]:
         return (part.start, part.stop, part.offset), total.hexdigest()
     for partial in part.partials:
         total.update(f"{partial.start} {partial.stop}".encode())
-        for array in (partial.vector, partial.sums):
+        rows = (array for each in partial.touched for array in (each.rows, each.values))
+        for array in (partial.vector, partial.sums, *rows):
             total.update(b"none" if array is None else np.ascontiguousarray(array).view(np.uint8).data)
     return (part.task.start, part.task.stop, None), total.hexdigest()

@@ -139,8 +139,10 @@ class Driver:
 
     def _ask(self, kind: Kind, epoch: int, round: int) -> Partial:
         """Have every shard computed and reduced."""
-        total = self.coordinator.ask(kind, epoch, round, self.state.message())
+        dense = self.state.parameters.gradient.size
+        total = self.coordinator.ask(kind, epoch, round, self.state.message(), dense)
         check_weight(total, self.sums, f"{kind} round {round} of epoch {epoch}")
+        self.state.parameters.check(total)
         return total
 
     # -- records ------------------------------------------------------------------------------------------

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasktrain.errors import WireError
+from dasktrain.touched import Touched
 
 Header = dict[str, Any]
 Vector = NDArray[Any]
 Kind = Literal["train", "evaluate"]
 T = TypeVar("T")
+WIDEST = 1 << 31  # numbers in a row of a table
 DTYPES = ("float32", "float64", "uint8")
 
 
@@ -47,8 +49,9 @@ class Partial:
 
     start: int
     stop: int
-    vector: Vector | None  # (parameters,), the gradient of the loss's sum
+    vector: Vector | None  # (parameters,), the gradient of the loss's sum, tables left out
     sums: Vector | None  # (scalars,), float64: loss, weight, rows, metrics, changes of buffers
+    touched: tuple[Touched, ...] = ()  # the gradient of each table, in the vector's dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,9 @@ def encode_reply(reply: Reply) -> tuple[Header, list[Vector]]:
     for partial in reply.partials:
         parts = [part for part in (partial.vector, partial.sums) if part is not None]
         dtype = partial.vector.dtype.name if partial.vector is not None else None
-        nodes.append((partial.start, partial.stop, dtype, partial.sums is not None))
-        arrays += parts
+        widths = [each.values.shape[1] for each in partial.touched]
+        nodes.append((partial.start, partial.stop, dtype, partial.sums is not None, *widths))
+        arrays += [*parts, *(part for each in partial.touched for part in (each.rows, each.values))]
     return {"nodes": nodes, "seconds": reply.seconds, "waited": reply.waited, "task": task}, arrays
 
 
@@ -173,11 +177,23 @@ def decode_reply(header: Header, frames: Sequence[Any]) -> Reply:
 
 def _partial(node: Any, rest: list[Any]) -> Partial:
     """Return a node of the tree, whose arrays are the last of `rest`."""
-    start, stop, dtype, sums = node
-    if len(rest) < (dtype is not None) + bool(sums):
+    start, stop, dtype, sums, *widths = node
+    if len(rest) < (dtype is not None) + bool(sums) + 2 * len(widths):
         raise ValueError("a node's arrays are missing")
     vector = _array(rest.pop(), dtype) if dtype is not None else None
-    return Partial(_of(int, start), _of(int, stop), vector, _array(rest.pop(), "float64") if sums else None)
+    found = _array(rest.pop(), "float64") if sums else None
+    touched = tuple(_touched(rest.pop(), rest.pop(), _of(int, width), dtype) for width in widths)
+    return Partial(_of(int, start), _of(int, stop), vector, found, touched)
+
+
+def _touched(numbers: Any, frame: Any, width: int, dtype: str) -> Touched:
+    """Return rows of a table, whose numbers rise."""
+    rows = np.frombuffer(numbers, dtype=np.int64) if memoryview(numbers).nbytes else np.empty(0, dtype=np.int64)
+    if (len(rows) and rows[0] < 0) or (rows[1:] <= rows[:-1]).any():
+        raise ValueError("rows of a table do not rise")
+    if not 1 <= width <= WIDEST:
+        raise ValueError(f"rows of a table have {width} numbers")
+    return Touched(rows, _array(frame, dtype).reshape(len(rows), width))
 
 
 def _plain(task: Task) -> list[str | int]:

@@ -12,6 +12,7 @@ from dasktrain.data.block import Batch, call
 from dasktrain.errors import DasktrainError, ModelError, PlanError
 from dasktrain.objective import Measure, Objective, detached, measure
 from dasktrain.plan import Plan
+from dasktrain.sparse import split, tables
 from dasktrain.strategies import Strategy
 from dasktrain.vector import FlatParameters, trainable
 
@@ -59,7 +60,8 @@ def _try(
     found = f"output {_shape(output)} and target {_shape(batch.target)}"
     try:
         total, _ = Objective(loss)(output, batch)
-        strategy.contribute(total, list(trainable(module).values()))
+        gradients = strategy.contribute(total, list(trainable(module).values()))
+        split(gradients, tables(module), total.dtype)
     except DasktrainError:
         raise
     except Exception as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Partial, Vector
+from dasktrain.touched import Touched, plus_each
 
 #: shards [start, stop), and the tree's sum over them
 Node = tuple[int, int]
@@ -134,7 +135,10 @@ def reduce(partials: Iterable[Partial], shards: int, each: Each = map) -> Partia
             "came beside others that cover them; report this"
         )
     sums = _checked(_sum(_map(tree, lambda partial: partial.sums)))
-    return Partial(0, shards, _vector(_map(tree, lambda partial: partial.vector), each), sums)
+    touched = _touched(tree)
+    for table in touched:
+        _checked(table.values)
+    return Partial(0, shards, _vector(_map(tree, lambda partial: partial.vector), each), sums, touched)
 
 
 def _tree(start: int, stop: int, nodes: dict[Node, Partial]) -> Tree[Partial]:
@@ -179,6 +183,11 @@ def _vector(tree: Tree[Vector | None], each: Each) -> Vector | None:
     for _ in each(summed, range(0, size, BLOCK)):
         pass
     return total
+
+
+def _touched(tree: Tree[Partial]) -> tuple[Touched, ...]:
+    """Sum the rows of tables."""
+    return plus_each(*map(_touched, tree)) if isinstance(tree, tuple) else tree.touched
 
 
 def _sum(tree: Tree[Vector | None]) -> Vector | None:

@@ -26,7 +26,9 @@ from dasktrain.objective import Measure, Objective, detached, measure
 from dasktrain.plan import Plan, Rows, shard_seed
 from dasktrain.reduce import fold, spine, subtrees
 from dasktrain.shipping import explained
+from dasktrain.sparse import split
 from dasktrain.strategies import Strategy, Sums
+from dasktrain.touched import Touched, plus_each
 from dasktrain.vector import FlatParameters, Memory, as_tensor, plain_memory
 
 
@@ -99,7 +101,7 @@ class Replica:
         self._buffers = FlatBuffers(self._module)
         self._trainable = list(self._parameters.parameters.values())
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
-        self._accumulator = Accumulator(self._parameters.layout, self._parameters.vector, memory)
+        self._accumulator = Accumulator(self._parameters.gradient, self._parameters.vector, memory)
         self._outgoing = self._sending(send) if send is not None else None
         self._mode: Kind | None = None
         self._waited = 0.0  # seconds of the task under way in which data were gathered
@@ -122,7 +124,8 @@ class Replica:
 
     def _sending(self, send: Callable[[Bucket], None]) -> Outgoing | None:
         """Return what sends gradients in buckets, if there can be several."""
-        outgoing = Outgoing(self._trainable, self._parameters.layout, self._accumulator, send)
+        layout = self._parameters.gradient
+        outgoing = Outgoing(self._trainable[: len(layout.shapes)], layout, self._accumulator, send)
         early = self.job.strategy.is_gradient and not self._device.is_gpu
         return outgoing if outgoing.worthwhile and early else None
 
@@ -160,8 +163,13 @@ class Replica:
         self._set_mode("train")
         sample = self._device.batch(self.job.sample)
         loss, _ = self._objective(self._call(sample), sample)
-        gradients = self.job.strategy.contribute(loss, self._trainable)
-        return [loss, *(gradient for gradient in gradients if gradient is not None)]
+        gradients, touched = self._divided(self.job.strategy.contribute(loss, self._trainable))
+        rows = (as_tensor(part) for each in touched for part in (each.rows, each.values))
+        return [loss, *(gradient for gradient in gradients if gradient is not None), *rows]
+
+    def _divided(self, gradients: list[Tensor | None]) -> tuple[list[Tensor | None], tuple[Touched, ...]]:
+        """Return the gradients of parameters, and the rows of tables."""
+        return split(gradients, self._parameters.tables, self._parameters.vector.dtype)
 
     @torch.no_grad()
     def _make_up_values(self) -> None:
@@ -218,15 +226,19 @@ class Replica:
         if node is None:
             return Partial(start, stop, None, None)
         vector = self._accumulator.flat(node)
-        return Partial(start, stop, None if vector is None else vector.numpy(), node.scalars)
+        return Partial(start, stop, None if vector is None else vector.numpy(), node.scalars, node.touched)
 
     def _in_buckets(self, task: Task, start: int, stop: int) -> Partial:
-        """Sum a node of the tree, and send its gradient meanwhile."""
+        """Sum a node of the tree, and send its gradient meanwhile; the rows of tables come with the answer."""
         assert self._outgoing is not None
-        lefts = [fold(*left, partial(self._train, task), self._accumulator.add) for left in spine(start, stop)]
-        self._outgoing.begin(task, (start, stop), [left for left in lefts if left is not None])
+        found = [fold(*left, partial(self._train, task), self._accumulator.add) for left in spine(start, stop)]
+        lefts = [left for left in found if left is not None]
+        self._outgoing.begin(task, (start, stop), lefts)
         last = self._shard(task, stop - 1, self._outgoing.watching)
-        return Partial(start, stop, None, self._outgoing.end(None if last is None else last.scalars))
+        touched = () if last is None else last.touched
+        for left in reversed(lefts):
+            touched = plus_each(left.touched, touched)
+        return Partial(start, stop, None, self._outgoing.end(None if last is None else last.scalars), touched)
 
     def _set_mode(self, kind: Kind) -> None:
         """Switch layers between training and evaluation, if they are not there already."""
@@ -260,13 +272,17 @@ class Replica:
         total: Sum | None = None
         *firsts, last = self.job.compute.pieces(batch)
         for piece in firsts:
-            total = self._accumulator.leaf(*self._gradients(piece), total)
+            gradients, scalars, touched = self._gradients(piece)
+            total = self._accumulator.leaf(gradients, scalars, total, touched)
         if watching is None:
-            total = self._accumulator.leaf(*self._gradients(last), total)
+            gradients, scalars, touched = self._gradients(last)
+            total = self._accumulator.leaf(gradients, scalars, total, touched)
         else:
             with watching(total):
-                _, scalars = self._gradients(last)
-            total = Sum(None, scalars if total is None else total.scalars + scalars)
+                _, scalars, touched = self._gradients(last)
+            if total is not None:
+                scalars, touched = total.scalars + scalars, plus_each(total.touched, touched)
+            total = Sum(None, scalars, touched)
         if not math.isfinite(total.scalars.sum()):
             self._check_finite(total.scalars, f"epoch {task.epoch}, round {task.round}, shard {shard}", rows)
         if self._buffers.layout.size:
@@ -274,14 +290,15 @@ class Replica:
             self._buffers.changes(changes, batch.rows)
         return total
 
-    def _gradients(self, batch: Batch) -> tuple[list[Tensor | None], np.ndarray]:
-        """Return the gradient of the sum of losses for each parameter, and the sums over rows."""
+    def _gradients(self, batch: Batch) -> tuple[list[Tensor | None], np.ndarray, tuple[Touched, ...]]:
+        """Return the gradient of the sum of losses for each parameter, the sums over rows, and the rows of tables."""
         output = self._call(batch)
         loss, weight = self._objective(output, batch)
         scalars = self._scalars(output, batch, loss, weight)
         gradients = self.job.strategy.contribute(loss, self._trainable)
         scalars[self.sums.layout.places["used"]] = [gradient is not None for gradient in gradients]
-        return gradients, scalars
+        dense, touched = self._divided(gradients)
+        return dense, scalars, touched
 
     def _call(self, batch: Batch) -> Any:
         return self.job.compute.call(self._module, batch, self._device.place)

@@ -18,6 +18,7 @@ from dasktrain.errors import BadInput
 from dasktrain.events import Domain
 from dasktrain.messages import Kind
 from dasktrain.observe import Observer, Record, Run
+from dasktrain.optimizers import each_of
 from dasktrain.plan import Plan
 from dasktrain.state import Cursor, Snapshot, TrainState, digest_of
 from dasktrain.strategies import Strategy
@@ -47,11 +48,11 @@ def identity(plan: Plan, state: TrainState, schedule_every: str, compute: Comput
         "microbatch": compute.microbatch,
         "autocast": compute.autocast,
         "compile": compute.compile,
-        "optimizer": type(state.optimizer).__name__,
+        "optimizer": " and ".join(type(each).__name__ for each in each_of(state.optimizer)),
         "scheduler": type(state.scheduler).__name__,
         "parameters": {name: list(shape) for name, shape in state.parameters.layout.shapes.items()},
         "frozen parameters": digest_of(frozen),
-    }
+    } | ({"tables": list(state.parameters.tables)} if state.parameters.tables else {})
 
 
 def capture(run: Run, state: TrainState, strategy: Strategy, observers: Sequence[Observer]) -> Facts:

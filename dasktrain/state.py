@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from dasktrain.buffers import FlatBuffers
 from dasktrain.errors import ModelError
 from dasktrain.messages import State
-from dasktrain.vector import FlatParameters, Memory, plain_memory
+from dasktrain.optimizers import MakeOptimizer, check_steps_rows, each_of
+from dasktrain.sparse import no_rows
+from dasktrain.vector import FlatParameters, Memory, plain_memory, trainable
 
-MakeOptimizer = Callable[[Any], Optimizer]
 MakeScheduler = Callable[[Optimizer], Any]
 
 #: optimizers that have a fused implementation for the CPU
@@ -66,7 +67,9 @@ class TrainState:
     module
         Taken over: its parameters become views of one vector.
     make_optimizer
-        Called with the parameters that require gradients (or with what `groups` makes of the module).
+        Called with the parameters that require gradients (or with what `groups` makes of the module). Where some of
+        them are tables, with a group of all others and one of these, which name an optimizer ``"dense"`` and
+        ``"sparse"``.
     make_scheduler
         Called with the optimizer; None for a constant learning rate.
     groups
@@ -86,9 +89,18 @@ class TrainState:
         self.module = module
         self.parameters = FlatParameters(module, memory)
         self.buffers = FlatBuffers(module, memory)
-        self.optimizer = make_optimizer(list(groups(module) if groups else self.parameters.parameters.values()))
+        self.optimizer = make_optimizer(list(groups(module)) if groups else self._groups())
         self._check_optimizer()
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
+
+    def _groups(self) -> list[Any]:
+        """Return all parameters, tables apart from those that a fused implementation can step."""
+        tables = list(self.parameters.tables.values())
+        others = list(self.parameters.parameters.values())[: len(self.parameters.gradient.shapes)]
+        if not tables:
+            return others
+        parts = ("dense", others), ("sparse", tables)
+        return [{"params": part, "optimizer": name} for name, part in parts if part]
 
     def _check_optimizer(self) -> None:
         if not isinstance(self.optimizer, Optimizer):
@@ -96,22 +108,28 @@ class TrainState:
                 f"optimizer must be a callable that returns a torch optimizer, however it returned "
                 f"{type(self.optimizer)}; for example partial(torch.optim.AdamW, lr=1e-3)"
             )
-        if isinstance(self.optimizer, torch.optim.LBFGS):
+        if any(isinstance(each, torch.optim.LBFGS) for each in each_of(self.optimizer)):
             raise ModelError("An optimizer must step once a round, however LBFGS calls a closure; use another")
         trained = {id(parameter) for parameter in self.parameters.parameters.values()}
         for group in self.optimizer.param_groups:
             if any(id(parameter) not in trained for parameter in group["params"] if parameter.requires_grad):
                 raise ModelError("Parameter groups must hold parameters of the module, however one is foreign")
-            self._settle_implementation(group)
+        for optimizer in each_of(self.optimizer):
+            for group in optimizer.param_groups:
+                self._settle_implementation(type(optimizer), group)
+        if self.parameters.tables:
+            check_steps_rows(self.optimizer, self.parameters.tables)
 
-    def _settle_implementation(self, group: dict[str, Any]) -> None:
+    def _settle_implementation(self, kind: type[Optimizer], group: dict[str, Any]) -> None:
         """Have one implementation for the whole run, and not whichever torch prefers for the device.
 
-        The fused ones pass over memory once, and give the same bits for any number of threads.
+        The fused ones pass over memory once, and give the same bits for any number of threads; they take no tables.
         """
         if group.get("foreach") is not None or group.get("fused"):
             return
-        plain = type(self.optimizer) in FUSED and not (group.get("differentiable") or group.get("capturable"))
+        tables = {id(table) for table in self.parameters.tables.values()}
+        plain = kind in FUSED and not (group.get("differentiable") or group.get("capturable"))
+        plain = plain and not any(id(parameter) in tables for parameter in group["params"])
         if plain and group.get("fused") is None and not isinstance(group["lr"], Tensor):
             group["fused"] = True
         else:
@@ -139,8 +157,8 @@ class TrainState:
     def optimizer_bytes(self) -> int:
         """Bytes that the optimizer will keep, from a step that a copy takes."""
         module, optimizer = copy.deepcopy((self.module, self.optimizer))
-        for parameter in module.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        for name, parameter in trainable(module).items():
+            parameter.grad = no_rows(parameter) if name in self.parameters.tables else torch.zeros_like(parameter)
         optimizer.step()
         kept = (value for values in optimizer.state.values() for value in values.values())
         return sum(value.nbytes for value in kept if isinstance(value, Tensor))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dasktrain.errors import BadInput, NonFinite
 from dasktrain.messages import Partial
+from dasktrain.sparse import as_gradient
 from dasktrain.state import TrainState
 from dasktrain.vector import Layout, as_tensor
 
@@ -25,7 +26,7 @@ class Strategy(Protocol):
         """Whether what is contributed is the gradient as backward computes it, so that sending it may begin then."""
 
     def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-        """Return one tensor a parameter, or None where it took no part."""
+        """Return one tensor a parameter, sparse ones for tables, or None where it took no part."""
 
     def apply(self, state: TrainState, total: Partial, sums: "Sums") -> dict[str, float]:
         """Step the state of record; return figures for the history."""
@@ -90,8 +91,7 @@ class GradientAveraging:
 
     def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         """Return the gradient of the sum of losses for each parameter."""
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return [gradient.to_dense() if gradient is not None else None for gradient in gradients]
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
     def apply(self, state: TrainState, total: Partial, sums: Sums) -> dict[str, float]:
         """Divide once by the exact sum of weights, clip, step, and add the buffers' mean change over rows."""
@@ -99,18 +99,25 @@ class GradientAveraging:
         assert total.sums is not None
         view = sums.layout.views(total.sums)
         gradient = torch.from_numpy(total.vector if total.vector.flags.writeable else total.vector.copy())
-        gradient.div_(float(view["weight"]))
+        values = [torch.tensor(each.values) for each in total.touched]
+        for part in (gradient, *values):
+            part.div_(float(view["weight"]))
         figures: dict[str, float] = {}
         if self.clip_norm is not None:
-            norm = canonical_norm(gradient)
+            norm = canonical_norm(gradient, *values)
             figures["gradient_norm"] = norm
             if norm > self.clip_norm:
-                gradient.mul_(self.clip_norm / norm)
+                for part in (gradient, *values):
+                    part.mul_(self.clip_norm / norm)
         parameters = state.parameters
-        gradients = parameters.views_of(gradient)
+        rows = zip(total.touched, values, parameters.tables.values(), strict=True)
+        sparse = [as_gradient(each.rows, part, table.shape) for each, part, table in rows]
+        gradients = [*parameters.views_of(gradient), *sparse]
         for parameter, part, used in zip(parameters.parameters.values(), gradients, view["used"].tolist(), strict=True):
             parameter.grad = part.to(parameter.dtype) if used else None
-        state.optimizer.step()
+        # Rows were checked; without this torch warns that it does not.
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
+            state.optimizer.step()
         state.parameters.store()
         if state.buffers.layout.size:
             state.buffers.add(as_tensor(view["buffers"]) / float(view["rows"]))
@@ -130,12 +137,13 @@ def check_weight(total: Partial, sums: Sums, where: str) -> None:
         raise NonFinite(f"Weights must add up to more than zero, however in {where} they do not; drop such rows")
 
 
-def canonical_norm(vector: Tensor) -> float:
-    """Return the Euclidean norm of a flat vector, the same bits for any number of threads.
+def canonical_norm(*parts: Tensor) -> float:
+    """Return the Euclidean norm of all numbers of some tensors, the same bits for any number of threads.
 
     Squares are summed in float64 over fixed blocks, and the blocks' sums are added exactly (math.fsum).
     """
-    squares = [float(block.double().square().sum()) for block in torch.split(vector, NORM_BLOCK)]
+    blocks = (block for part in parts for block in torch.split(part.flatten(), NORM_BLOCK))
+    squares = [float(block.double().square().sum()) for block in blocks]
     return math.sqrt(math.fsum(squares))
 
 

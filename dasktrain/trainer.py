@@ -17,11 +17,12 @@ from dasktrain.errors import BadInput, known_keywords
 from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.objective import Measure
 from dasktrain.observe import PARTS, Observer, Progress
+from dasktrain.optimizers import MakeOptimizer
 from dasktrain.plan import Partitioning, Shuffle
 from dasktrain.remote import launch, obeying
 from dasktrain.result import Result
 from dasktrain.shipping import check_shipped, shipped
-from dasktrain.state import MakeOptimizer, MakeScheduler
+from dasktrain.state import MakeScheduler
 from dasktrain.strategies import GradientAveraging, Strategy
 from dasktrain.wire import Wire
 from dasktrain.wire.dask import DaskWire
@@ -50,7 +51,8 @@ class Trainer:
         :class:`dasktrain.objective.Objective`.
     optimizer
         Called with the parameters that require gradients, for example ``partial(torch.optim.AdamW, lr=1e-3)``.
-        Any torch optimizer that steps without a closure.
+        Any torch optimizer that steps without a closure. Embeddings that are ``sparse=True`` take one that steps the
+        rows they touch, such as SparseAdam; :class:`dasktrain.Optimizers` has another step the rest.
     metrics
         Name -> ``metric(output, target)``, returning what a loss may. Summed exactly over shards.
     observers

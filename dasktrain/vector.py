@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dasktrain.errors import ModelError
+from dasktrain.errors import ModelError, ReductionError
+from dasktrain.messages import Partial
+from dasktrain.sparse import check_touched, tables
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 Shape = tuple[int, ...]
@@ -72,8 +74,10 @@ def tensor_in(memory: Memory, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that take part in training; a shared one once, under its first name."""
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    """Return the parameters that take part in training, tables last; a shared one once, under its first name."""
+    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    last = tables(module)
+    return {name: parameter for name, parameter in named.items() if name not in last} | last
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
@@ -90,6 +94,10 @@ class FlatParameters:
     Attributes
     ----------
     layout : Layout
+    tables : mapping
+        The last of the parameters, whose gradients are rows.
+    gradient : Layout
+        Of the gradients of all others: the beginning of `layout`.
     vector : Tensor
         (size,), float32, or float64 if any parameter is; on the device of the parameters.
     """
@@ -98,7 +106,9 @@ class FlatParameters:
         self.parameters = trainable(module)
         if not self.parameters:
             raise ModelError("The model must have parameters that require gradients, however it has none")
+        self.tables = tables(module)
         self.layout = layout_of(self.parameters)
+        self.gradient = layout_of({name: part for name, part in self.parameters.items() if name not in self.tables})
         self._viewed: tuple[Tensor, list[Tensor]] | None = None
         device = next(iter(self.parameters.values())).device
         vector = tensor_in(memory, self.layout.size, _vector_dtype(self.parameters))
@@ -129,15 +139,25 @@ class FlatParameters:
             parameter.data.copy_(view)
 
     def views_of(self, vector: Tensor) -> list[Tensor]:
-        """Return each parameter's part of a vector (size,); those of the same memory are the same next time."""
+        """Return each gradient in a vector (gradient.size,); those of the same memory are the same next time."""
         if self._viewed is None or self._viewed[0].data_ptr() != vector.data_ptr():
-            self._viewed = vector, list(self.layout.views(vector).values())
+            self._viewed = vector, list(self.gradient.views(vector).values())
         return self._viewed[1]
 
     def store(self) -> None:
         """Carry parameters that are not views of the vector into it."""
         for parameter, view in self._converted:
             view.copy_(parameter.detach())
+
+    def check(self, total: Partial) -> None:
+        """Raise ReductionError if a gradient is not one of these parameters."""
+        if total.vector is None:
+            return
+        if total.vector.shape != (self.gradient.size,):
+            raise ReductionError(
+                f"Gradients must have {self.gradient.size} numbers, however they have {total.vector.shape}; report this"
+            )
+        check_touched(total.touched, self.tables)
 
     def release(self) -> None:
         """Give every parameter memory of its own again, and no gradient."""

@@ -14,12 +14,14 @@ import dasktrain
 
 ROOT = Path(dasktrain.__file__).parent
 LEVELS = (
-    ("errors", "plan", "fleet", "messages", "events", "pace"),
+    ("errors", "plan", "fleet", "messages", "touched", "events", "pace"),
     (
         "replica",
         "strategies",
         "reduce",
         "vector",
+        "sparse",
+        "optimizers",
         "accumulate",
         "buckets",
         "buffers",
@@ -57,7 +59,7 @@ LEVELS = (
     ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-PURE = ("fleet", "events", "pace", "plan", "reduce")
+PURE = ("fleet", "events", "pace", "plan", "reduce", "touched")
 
 
 def name_of(path: Path) -> str:
