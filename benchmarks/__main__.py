@@ -7,6 +7,7 @@ CASES = (
     "empty_round",
     "one_worker_tax",
     "steps",
+    "sparse",
     "table",
     "network",
     "memory",

@@ -64,8 +64,8 @@ class Optimizers(Optimizer):
     def _share(self) -> None:
         """Have all of them work on the groups and the state that are seen here."""
         for name, each in self.optimizers.items():
-            groups = [group for group in self.param_groups if group["optimizer"] == name]
-            each.__setstate__({"state": self.state, "param_groups": groups})
+            each.state = self.state
+            each.param_groups = [group for group in self.param_groups if group["optimizer"] == name]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

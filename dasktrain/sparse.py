@@ -57,9 +57,11 @@ def _touched(name: str, table: nn.Parameter, gradient: Tensor | None, dtype: tor
             f"The weight of an embedding that is sparse=True must be used by embeddings alone, however {name!r} has a "
             f"gradient that is {gradient.layout}; use sparse=False"
         )
-    # Widened before it is summed. On the CPU, coalesce() sorts stably and adds one occurrence after another.
-    summed = gradient.to(dtype).coalesce().cpu()
-    return Touched(summed.indices()[0].numpy(), summed.values().numpy())
+    # Not coalesce(), whose sort is not stable. Widened before they are summed, and on the CPU, one after another.
+    rows, order = torch.sort(gradient._indices()[0].cpu(), stable=True)
+    values = gradient._values().cpu().to(dtype)[order]
+    rows, counts = torch.unique_consecutive(rows, return_counts=True)
+    return Touched(rows.numpy(), torch.segment_reduce(values, "sum", lengths=counts, axis=0, unsafe=True).numpy())
 
 
 def no_rows(table: Tensor) -> Tensor:

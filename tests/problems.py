@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -47,7 +48,27 @@ class Embedded(nn.Module):
         return self.head(self.embedding(tokens).flatten(1))
 
 
+class Tables(nn.Module):
+    """Sparse tables: of tokens, the first of which is padding, and of bags; most of their rows nobody touches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(40, 5, padding_idx=0, sparse=True)
+        self.head = nn.Linear(4 * 5 + 3, CLASSES)
+        self.bags = nn.EmbeddingBag(40, 3, mode="sum", sparse=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(rows, 4) integers -> (rows, classes)."""
+        return self.head(torch.cat([self.tokens(tokens).flatten(1), self.bags(tokens)], dim=1))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "normalised": normalised, "embedded": Embedded}
+#: those that step what is dense, and tables
+SPARSE: dict[str, tuple[Callable[..., torch.optim.Optimizer], Callable[..., torch.optim.Optimizer]]] = {
+    "SGD": (partial(torch.optim.SGD, lr=0.1),) * 2,
+    "Adagrad": (partial(torch.optim.Adagrad, lr=0.1),) * 2,
+    "AdamW and SparseAdam": (OPTIMIZERS["AdamW"], partial(torch.optim.SparseAdam, lr=0.05)),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class Problem:
         rows = sum(PARTITIONS)
         X = (
             rng.integers(0, 12, (rows, 4))
-            if self.model == "embedded"
+            if self.model in ("embedded", "tables")
             else rng.normal(size=(rows, 6)).astype(np.float32)
         )
         return X, (np.abs(X).sum(axis=1) * 7).astype(np.int64) % CLASSES
@@ -78,12 +99,23 @@ class Problem:
 
     def trainer(self, observers: list[dt.Observer] | None = None) -> dt.Trainer:
         """Return the trainer; observers see the run."""
+        dense, sparse = self.optimizers
+        both = partial(dt.Optimizers, makers={"dense": dense, "sparse": sparse})
         return dt.Trainer(
-            lambda schema: MODELS[self.model](),
+            lambda schema: self.build(),
             loss=nn.CrossEntropyLoss(),
-            optimizer=OPTIMIZERS[self.optimizer],
+            optimizer=dense if sparse in (None, dense) else both,
             observers=observers or [],
         )
+
+    def build(self) -> nn.Module:
+        """Return the model."""
+        return Tables() if self.model == "tables" else MODELS[self.model]()
+
+    @property
+    def optimizers(self) -> tuple[Any, Any]:
+        """Return what makes the optimizers of all that is dense, and of tables."""
+        return SPARSE[self.optimizer] if self.model == "tables" else (OPTIMIZERS[self.optimizer], None)
 
     def fit(self, client: object, **settings: object) -> dt.Result:
         """Train on a client or wire."""
@@ -97,10 +129,12 @@ def expected(problem: Problem) -> str:
     torch.set_num_threads(1)
     try:
         X, y = problem.arrays
-        return reference_digest(X, y, PARTITIONS, MODELS[problem.model], OPTIMIZERS[problem.optimizer], **SETTINGS)
+        dense, sparse = problem.optimizers
+        return reference_digest(X, y, PARTITIONS, problem.build, dense, **SETTINGS, make_sparse=sparse)
     finally:
         torch.set_num_threads(before)
         torch.set_rng_state(random)
 
 
 PROBLEMS = [Problem(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
+OF_TABLES = [Problem("tables", optimizer) for optimizer in SPARSE]

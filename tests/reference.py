@@ -4,6 +4,7 @@ It shares with dasktrain the plan (whose laws have tests of their own), the seed
 """
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ def reference_digest(
     batch_size: int,
     shards: int = 8,
     seed: int = 0,
+    make_sparse: MakeOptimizer | None = None,
 ) -> str:
     """Train with cross entropy on X and y, cut into partitions of so many rows, and return the digest."""
 
@@ -34,7 +36,7 @@ def reference_digest(
         return F.cross_entropy(output, torch.from_numpy(y[rows]), reduction="none").sum(), len(rows)
 
     plan = Plan(rows_only(partitions), shards, batch_size, seed)
-    return trained_digest(plan, build, make_optimizer, epochs, loss)
+    return trained_digest(plan, build, make_optimizer, epochs, loss, make_sparse=make_sparse)
 
 
 def trained_digest(
@@ -44,8 +46,9 @@ def trained_digest(
     epochs: int,
     loss_of: Callable[[nn.Module, np.ndarray], tuple[Tensor, float]],
     row_lengths: np.ndarray | None = None,
+    make_sparse: MakeOptimizer | None = None,
 ) -> str:
-    """Train by a plan and return the digest.
+    """Train by a plan and return the digest; ``make_sparse`` makes the optimizer of embeddings that are sparse.
 
     ``loss_of(model, rows)`` returns the sum of losses of some rows of the data set, and of their weights.
     """
@@ -53,9 +56,12 @@ def trained_digest(
     torch.manual_seed(seed)
     model = build().train()
     parameters, buffers = list(model.parameters()), list(model.buffers())
-    optimizer = make_optimizer(parameters)
-    for group in optimizer.param_groups:
+    tables = [part.weight for part in model.modules() if getattr(part, "sparse", False)]
+    optimizers = [make_optimizer([part for part in parameters if all(part is not table for table in tables)])]
+    for group in optimizers[0].param_groups:
         group["fused"] = True if group.get("fused") is None and "fused" in group else group.get("fused")
+    if make_sparse is not None:
+        optimizers.append(make_sparse(tables))
     starts = np.concatenate([[0], np.cumsum(plan.strata.sum(axis=1))])
 
     def lengths(rows: Rows) -> np.ndarray:
@@ -71,7 +77,7 @@ def trained_digest(
         torch.manual_seed(shard_seed(seed, epoch, round, number))
         loss, weight = loss_of(model, starts[rows.partition] + rows.row)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        gradients = [torch.zeros_like(p) if g is None else _once(g) for p, g in zip(parameters, found, strict=True)]
         used = torch.tensor([gradient is not None for gradient in found], dtype=torch.float64)
         changes = [buffer.double() - value.double() for buffer, value in zip(buffers, before, strict=True)]
         weights = torch.tensor([float(weight)], dtype=torch.float64)
@@ -86,7 +92,7 @@ def trained_digest(
         left, right = node(start, start + half), node(start + half, stop)
         if left is None or right is None:
             return right if left is None else left
-        return [one + other for one, other in zip(left, right, strict=True)]
+        return [_once(one + other) for one, other in zip(left, right, strict=True)]
 
     for epoch in range(epochs):  # noqa: B007 - shard() reads it
         for round in range(plan.rounds):
@@ -97,7 +103,21 @@ def trained_digest(
             rows = float(plan.rows_of_round(round))
             for parameter, gradient, shards_using_it in zip(parameters, sums, used, strict=False):
                 parameter.grad = gradient / float(weights) if shards_using_it else None
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             for buffer, value, change in zip(buffers, before, sums[len(parameters) :], strict=True):
                 buffer.copy_(value.double() + change / rows)
-    return digest(model, optimizer)
+    kept = SimpleNamespace(state={key: value for optimizer in optimizers for key, value in optimizer.state.items()})
+    return digest(model, kept)
+
+
+def _once(gradient: Tensor) -> Tensor:
+    """Have a sparse gradient hold each row once, the sum of all that is for it in the order they are in."""
+    if not gradient.is_sparse:
+        return gradient
+    rows = sorted(set(gradient._indices()[0].tolist()))
+    values = torch.zeros(len(rows), gradient.shape[1])
+    for row, value in zip(gradient._indices()[0].tolist(), gradient._values(), strict=True):
+        values[rows.index(row)] += value
+    numbers = torch.tensor(rows, dtype=torch.long)[None]
+    return torch.sparse_coo_tensor(numbers, values, gradient.shape, check_invariants=False, is_coalesced=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -23,6 +24,7 @@ from dasktrain.messages import (
     encode_ask,
     encode_reply,
 )
+from dasktrain.touched import Touched
 from dasktrain.vector import as_tensor
 
 TASK = Task("4f2a", "train", epoch=3, round=14, start=2, stop=5)
@@ -58,11 +60,34 @@ tasks = st.builds(
     start=st.integers(0, 99),
     stop=st.integers(0, 99),
 )
+
+
+def rows_of(rows: list[int], width: int, dtype: Any) -> Touched:
+    """Return touched rows whose numbers are no two the same."""
+    return Touched(np.array(sorted(rows), np.int64), np.arange(len(rows) * width, dtype=dtype).reshape(-1, width))
+
+
+def with_tables(partial: Partial, rows: list[list[int]], width: int) -> Partial:
+    dtype = np.float32 if partial.vector is None else partial.vector.dtype
+    vector = np.empty(0, np.float32) if partial.vector is None else partial.vector
+    return replace(partial, vector=vector, touched=tuple(rows_of(table, width, dtype) for table in rows))
+
+
+tables = st.lists(st.lists(st.integers(0, 2**62), unique=True, max_size=3), max_size=3)
 some_partials = st.lists(
     st.builds(Partial, st.integers(0, 99), st.integers(0, 99), st.none() | float32s | float64s, st.none() | float64s),
     max_size=4,
 ).map(tuple)
-answers = st.builds(Answer, tasks, some_partials, st.floats(0, 1e6))
+partials_of_tables = st.lists(
+    st.builds(
+        with_tables,
+        st.builds(Partial, st.just(0), st.just(1), st.none() | float32s | float64s, st.none() | float64s),
+        tables,
+        st.integers(1, 3),
+    ),
+    max_size=3,
+).map(tuple)
+answers = st.builds(Answer, tasks, some_partials | partials_of_tables, st.floats(0, 1e6))
 failures = st.builds(Failure, st.text(), st.text(), st.text(), st.none() | tasks)
 
 
@@ -75,7 +100,8 @@ def bits(array: np.ndarray | None) -> Any:
 
 
 def bits_of(partial: Partial) -> Any:
-    return partial.start, partial.stop, bits(partial.vector), bits(partial.sums)
+    touched = [(bits(each.rows), bits(each.values)) for each in partial.touched]
+    return partial.start, partial.stop, bits(partial.vector), bits(partial.sums), touched
 
 
 @headers
@@ -132,3 +158,27 @@ def test_dtype_that_is_not_for_the_wire_is_refused(dtype: str) -> None:
         decode_ask({"task": vars_of(TASK), "dtype": dtype}, [b"\0" * 8, b""])
     with pytest.raises(WireError, match="on the wire"):
         decode_reply({"nodes": [(0, 1, dtype, False)], "seconds": 0.0, "task": vars_of(TASK)}, [b"\0" * 8])
+
+
+@pytest.mark.parametrize(
+    ("node", "rows", "values", "found"),
+    [
+        ([0, 1, "float32", False, 2], [3, 3], [0.0] * 4, "do not rise"),
+        ([0, 1, "float32", False, 2], [3, 1], [0.0] * 4, "do not rise"),
+        ([0, 1, "float32", False, 2], [-1, 3], [0.0] * 4, "do not rise"),
+        ([0, 1, "float32", False, 2], [1, 3], [0.0] * 3, "cannot reshape"),
+        ([0, 1, "float32", False, 0], [1, 3], [], "have 0 numbers"),
+        ([0, 1, "float32", False, 1 << 80], [], [], "numbers"),
+        ([0, 1, "float32", False, "2"], [1], [0.0] * 2, "'2' is not int"),
+        ([0, 1, None, False, 2], [1], [0.0] * 2, "must be one of"),
+        ([0, 1, "float32", False, 2, 2], [1], [0.0] * 2, "arrays are missing"),
+    ],
+)
+def test_rows_that_are_not_of_a_table_are_refused(
+    node: list[Any], rows: list[int], values: list[float], found: str
+) -> None:
+    frames_ = [np.array(rows, np.int64).tobytes(), np.array(values, np.float32).tobytes()]
+    vector = [b""] if node[2] is not None else []
+    header = {"nodes": [node], "seconds": 0.0, "waited": 0.0, "task": vars_of(TASK)}
+    with pytest.raises(WireError, match=found):
+        decode_reply(header, [*vector, *frames_])

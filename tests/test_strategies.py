@@ -191,13 +191,6 @@ def test_contribution_is_the_gradient_of_the_sum_and_none_where_unused() -> None
     assert used.grad is None
 
 
-def test_contribution_of_a_sparse_embedding_is_dense() -> None:
-    embedding = nn.Embedding(3, 2, sparse=True)
-    (gradient,) = GradientAveraging().contribute(embedding(torch.tensor([1, 1])).sum(), [embedding.weight])
-    assert gradient is not None
-    assert gradient.tolist() == [[0.0, 0.0], [2.0, 2.0], [0.0, 0.0]]
-
-
 # -- figures ----------------------------------------------------------------------------------------------------
 
 

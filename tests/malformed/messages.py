@@ -27,6 +27,7 @@ from dasktrain.messages import (
     encode_reply,
 )
 from dasktrain.relay import Relay, Replay
+from dasktrain.touched import Touched
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.shared import SharedChannel, Store, accept
 from tests.malformed.mutations import JUNK, changed_bytes, changed_value
@@ -36,7 +37,8 @@ from tests.small import fit, table
 PATIENCE = 5.0
 TASK = Task("4f2a", "train", epoch=3, round=14, start=2, stop=5)
 NUMBERS = np.arange(6, dtype=np.float32)
-PARTIALS = (Partial(2, 3, NUMBERS, None), Partial(3, 5, NUMBERS, NUMBERS.astype(np.float64)))
+ROWS = Touched(np.array([1, 5]), NUMBERS[:4].reshape(2, 2))
+PARTIALS = (Partial(2, 3, NUMBERS, None, (ROWS,)), Partial(3, 5, NUMBERS, NUMBERS.astype(np.float64)))
 Message = tuple[dict[str, Any], Sequence[Any]]
 MESSAGES: tuple[tuple[Callable[..., Any], Message], ...] = (
     (decode_ask, encode_ask(TASK, State(NUMBERS, np.arange(9, dtype=np.uint8)))),
