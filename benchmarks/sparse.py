@@ -1,7 +1,8 @@
 """Seconds of a round with a table of ten million rows, against the same with one of a hundred thousand.
 
-Embeddings that are ``sparse=True``: both touch as many rows, so that the ratio should be about 1. Alternately, 2 workers
-on one host, with SGD and with SparseAdam.
+Embeddings that are ``sparse=True``: both touch as many rows, so that the ratio should be about 1. Alternately, 2
+workers on one host, with SGD and with SparseAdam; ``python -m benchmarks.sparse [pairs [rows]]``: ten million take
+8 GB.
 """
 
 import sys
@@ -50,27 +51,27 @@ def seconds(rows: int, optimizer: str, client: Client) -> list[float]:
     return [record["seconds"] for record in result.history.rounds[WARM:]]
 
 
-def compared(optimizer: str, client: Client, pairs: int) -> dict[str, object]:
+def compared(optimizer: str, client: Client, pairs: int, most: int) -> dict[str, object]:
     """Measure both tables, alternately."""
-    found = [[float(np.median(seconds(rows, optimizer, client))) for rows in (LARGE, SMALL)] for _ in range(pairs)]
+    found = [[float(np.median(seconds(rows, optimizer, client))) for rows in (most, SMALL)] for _ in range(pairs)]
     large, small = zip(*found, strict=True)
     return {
-        f"{LARGE:,} rows, ms": spread(large, 1e3),
+        f"{most:,} rows, ms": spread(large, 1e3),
         f"{SMALL:,} rows, ms": spread(small, 1e3),
         "ratio": spread([one / other for one, other in found]),
     }
 
 
-def run(pairs: int = PAIRS) -> None:
+def run(pairs: int = PAIRS, most: int = LARGE) -> None:
     """Measure and write."""
     with (
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, memory_limit=0, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        figures = {optimizer: compared(optimizer, client, pairs) for optimizer in OPTIMIZERS}
+        figures = {optimizer: compared(optimizer, client, pairs, most) for optimizer in OPTIMIZERS}
     touched = f"{BATCH * TOKENS} at most of {WIDTH} numbers"
     write("sparse", {"pairs": pairs, "rows touched": touched, **figures})
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]) if sys.argv[1:] else PAIRS)
+    run(*map(int, sys.argv[1:]))
