@@ -56,12 +56,13 @@ class Accumulator:
         self._free: list[Flat] = []
         self._lent: list[Flat] = []
 
-    def leaf(
-        self, gradients: Gradients | None, scalars: np.ndarray, into: Sum | None, touched: tuple[Touched, ...] = ()
-    ) -> Sum:
+    def leaf(self, gradients: Gradients | None, scalars: np.ndarray, into: Sum | None) -> Sum:
         """Add one shard to `into`, which is used up."""
-        shard = Sum(gradients, scalars, touched)
-        return shard if into is None else self.add(into, shard)
+        return self.plus(into, Sum(gradients, scalars))
+
+    def plus(self, into: Sum | None, right: Sum) -> Sum:
+        """Return into + right, using both up; None is the sum of nothing."""
+        return right if into is None else self.add(into, right)
 
     def add(self, left: Sum, right: Sum) -> Sum:
         """Return left + right, using both up."""

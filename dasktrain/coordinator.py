@@ -14,7 +14,7 @@ from dask.system import CPU_COUNT
 
 from dasktrain.buckets import Incoming
 from dasktrain.config import seconds
-from dasktrain.errors import AttachError, Diverged, WorkerLost
+from dasktrain.errors import AttachError, Diverged, ReductionError, WorkerLost
 from dasktrain.events import (
     Abort,
     Answered,

@@ -144,8 +144,8 @@ def encode_reply(reply: Reply) -> tuple[Header, list[Vector]]:
     for partial in reply.partials:
         parts = [part for part in (partial.vector, partial.sums) if part is not None]
         dtype = partial.vector.dtype.name if partial.vector is not None else None
-        widths = [each.values.shape[1] for each in partial.touched]
-        nodes.append((partial.start, partial.stop, dtype, partial.sums is not None, *widths))
+        tables = [(each.values.shape[1], each.values.dtype.name) for each in partial.touched]
+        nodes.append((partial.start, partial.stop, dtype, partial.sums is not None, *tables))
         arrays += [*parts, *(part for each in partial.touched for part in (each.rows, each.values))]
     return {"nodes": nodes, "seconds": reply.seconds, "waited": reply.waited, "task": task}, arrays
 
@@ -177,21 +177,21 @@ def decode_reply(header: Header, frames: Sequence[Any]) -> Reply:
 
 def _partial(node: Any, rest: list[Any]) -> Partial:
     """Return a node of the tree, whose arrays are the last of `rest`."""
-    start, stop, dtype, sums, *widths = node
-    if len(rest) < (dtype is not None) + bool(sums) + 2 * len(widths):
+    start, stop, dtype, sums, *tables = node
+    if len(rest) < (dtype is not None) + bool(sums) + 2 * len(tables):
         raise ValueError("a node's arrays are missing")
     vector = _array(rest.pop(), dtype) if dtype is not None else None
     found = _array(rest.pop(), "float64") if sums else None
-    touched = tuple(_touched(rest.pop(), rest.pop(), _of(int, width), dtype) for width in widths)
+    touched = tuple(_touched(rest.pop(), rest.pop(), *table) for table in tables)
     return Partial(_of(int, start), _of(int, stop), vector, found, touched)
 
 
-def _touched(numbers: Any, frame: Any, width: int, dtype: str) -> Touched:
+def _touched(numbers: Any, frame: Any, width: Any, dtype: Any) -> Touched:
     """Return rows of a table, whose numbers rise."""
     rows = np.frombuffer(numbers, dtype=np.int64) if memoryview(numbers).nbytes else np.empty(0, dtype=np.int64)
     if (len(rows) and rows[0] < 0) or (rows[1:] <= rows[:-1]).any():
         raise ValueError("rows of a table do not rise")
-    if not 1 <= width <= WIDEST:
+    if not 1 <= _of(int, width) <= WIDEST:
         raise ValueError(f"rows of a table have {width} numbers")
     return Touched(rows, _array(frame, dtype).reshape(len(rows), width))
 

@@ -259,7 +259,7 @@ class Replica:
     def _train(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
         """Add one shard's gradient to `into`."""
         found = self._shard(task, shard)
-        return into if found is None else found if into is None else self._accumulator.add(into, found)
+        return into if found is None else self._accumulator.plus(into, found)
 
     def _shard(self, task: Task, shard: int, watching: Watching | None = None) -> Sum | None:
         """Return one shard's gradient, or only its scalars if somebody watches the gradient being computed."""
@@ -272,17 +272,14 @@ class Replica:
         total: Sum | None = None
         *firsts, last = self.job.compute.pieces(batch)
         for piece in firsts:
-            gradients, scalars, touched = self._gradients(piece)
-            total = self._accumulator.leaf(gradients, scalars, total, touched)
+            total = self._accumulator.plus(total, self._gradients(piece))
         if watching is None:
-            gradients, scalars, touched = self._gradients(last)
-            total = self._accumulator.leaf(gradients, scalars, total, touched)
+            total = self._accumulator.plus(total, self._gradients(last))
         else:
             with watching(total):
-                _, scalars, touched = self._gradients(last)
-            if total is not None:
-                scalars, touched = total.scalars + scalars, plus_each(total.touched, touched)
-            total = Sum(None, scalars, touched)
+                found = self._gradients(last)
+            before = None if total is None else Sum(None, total.scalars, total.touched)
+            total = self._accumulator.plus(before, Sum(None, found.scalars, found.touched))
         if not math.isfinite(total.scalars.sum()):
             self._check_finite(total.scalars, f"epoch {task.epoch}, round {task.round}, shard {shard}", rows)
         if self._buffers.layout.size:
@@ -290,15 +287,15 @@ class Replica:
             self._buffers.changes(changes, batch.rows)
         return total
 
-    def _gradients(self, batch: Batch) -> tuple[list[Tensor | None], np.ndarray, tuple[Touched, ...]]:
-        """Return the gradient of the sum of losses for each parameter, the sums over rows, and the rows of tables."""
+    def _gradients(self, batch: Batch) -> Sum:
+        """Return the gradient of the sum of losses for each parameter, and the sums over rows."""
         output = self._call(batch)
         loss, weight = self._objective(output, batch)
         scalars = self._scalars(output, batch, loss, weight)
         gradients = self.job.strategy.contribute(loss, self._trainable)
         scalars[self.sums.layout.places["used"]] = [gradient is not None for gradient in gradients]
         dense, touched = self._divided(gradients)
-        return dense, scalars, touched
+        return Sum(dense, scalars, touched)
 
     def _call(self, batch: Batch) -> Any:
         return self.job.compute.call(self._module, batch, self._device.place)

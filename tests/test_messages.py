@@ -163,15 +163,15 @@ def test_dtype_that_is_not_for_the_wire_is_refused(dtype: str) -> None:
 @pytest.mark.parametrize(
     ("node", "rows", "values", "found"),
     [
-        ([0, 1, "float32", False, 2], [3, 3], [0.0] * 4, "do not rise"),
-        ([0, 1, "float32", False, 2], [3, 1], [0.0] * 4, "do not rise"),
-        ([0, 1, "float32", False, 2], [-1, 3], [0.0] * 4, "do not rise"),
-        ([0, 1, "float32", False, 2], [1, 3], [0.0] * 3, "cannot reshape"),
-        ([0, 1, "float32", False, 0], [1, 3], [], "have 0 numbers"),
-        ([0, 1, "float32", False, 1 << 80], [], [], "numbers"),
-        ([0, 1, "float32", False, "2"], [1], [0.0] * 2, "'2' is not int"),
-        ([0, 1, None, False, 2], [1], [0.0] * 2, "must be one of"),
-        ([0, 1, "float32", False, 2, 2], [1], [0.0] * 2, "arrays are missing"),
+        ([0, 1, "float32", False, [2, "float32"]], [3, 3], [0.0] * 4, "do not rise"),
+        ([0, 1, "float32", False, [2, "float32"]], [3, 1], [0.0] * 4, "do not rise"),
+        ([0, 1, "float32", False, [2, "float32"]], [-1, 3], [0.0] * 4, "do not rise"),
+        ([0, 1, "float32", False, [2, "float32"]], [1, 3], [0.0] * 3, "cannot reshape"),
+        ([0, 1, "float32", False, [0, "float32"]], [1, 3], [], "have 0 numbers"),
+        ([0, 1, "float32", False, [1 << 80, "float32"]], [], [], "numbers"),
+        ([0, 1, "float32", False, ["2", "float32"]], [1], [0.0] * 2, "'2' is not int"),
+        ([0, 1, None, False, [2, None]], [1], [0.0] * 2, "must be one of"),
+        ([0, 1, "float32", False, [2, "float32"], [2, "float32"]], [1], [0.0] * 2, "arrays are missing"),
     ],
 )
 def test_rows_that_are_not_of_a_table_are_refused(

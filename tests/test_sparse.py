@@ -117,6 +117,18 @@ def test_gradient_of_another_size_is_refused() -> None:
 # -- the same bits ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("microbatch", [None, 3])
+def test_rows_that_come_after_buckets_are_the_same(microbatch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = PROBLEM.trainer()
+    trainer.compute = dt.Compute(microbatch=microbatch)
+
+    def digest(workers: int, bucket: int) -> str:
+        monkeypatch.setattr("dasktrain.buckets.SIZE", bucket)
+        return trainer.fit(PROBLEM.data, client=dt.LocalWire(workers), **SETTINGS).digest  # type: ignore[arg-type]
+
+    assert {digest(1, 7), digest(3, 7)} == {digest(2, 1 << 20)}
+
+
 @each_problem
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_digest_equals_the_reference(problem: Problem, workers: int) -> None:
@@ -127,7 +139,9 @@ def test_digest_equals_the_reference_on_a_cluster(clean: Client) -> None:
     assert PROBLEM.fit(clean).digest == expected(PROBLEM)
 
 
-def test_workers_that_die_and_join_change_no_bit() -> None:
+@pytest.mark.parametrize("bucket", [7, 1 << 20])
+def test_workers_that_die_and_join_change_no_bit(bucket: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dasktrain.buckets.SIZE", bucket)
     happened = 0
     for seed in range(6):
         clock = Clock()
