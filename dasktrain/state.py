@@ -94,7 +94,7 @@ class TrainState:
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
 
     def _groups(self) -> list[Any]:
-        """Return all parameters, tables apart from those that a fused implementation can step."""
+        """Return all parameters, tables apart: no fused implementation steps them."""
         tables = list(self.parameters.tables.values())
         others = list(self.parameters.parameters.values())[: len(self.parameters.gradient.shapes)]
         if not tables:
