@@ -14,6 +14,7 @@ CASES = (
     "larger_than_memory",
     "text",
     "language_model",
+    "folds",
     "fuzz",
 )
 

@@ -12,6 +12,7 @@ from dask.distributed import Client, LocalCluster, wait
 
 import dasktrain as dt
 from benchmarks.measure import spread, write
+from dasktrain.data.tokenised import run_each
 from dasktrain.plan import Plan, Rows, rows_only
 
 PARTITIONS, TURNS, SIZE = 8, 10, 4096
@@ -50,9 +51,7 @@ def tokenising() -> dict[str, Any]:
         for turn in range(TURNS + 1):
             direct = seconds([dask.delayed(_direct, pure=False)(json, part) for part in partitions])
             text = dt.Text(["unused"], tokenizer=tokenizer, context=256)
-            ours = seconds(
-                dt.data.tokenised.run_each(text.reader, (), partitions, [turn * 100 + n for n in range(PARTITIONS)])
-            )
+            ours = seconds(run_each(text.reader, (), partitions, [turn * 100 + n for n in range(PARTITIONS)]))
             if turn:
                 ratios.append(direct / ours)
                 speeds.append(sum(map(len, lines)) / ours / 1e6)

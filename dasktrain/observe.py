@@ -65,6 +65,15 @@ class Run:
     #: returns a copy of all that is needed to go on from here: plain facts, and nested state with tensors
     capture: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = field(repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to the driver: observers that were in a run are copied and pickled without it."""
+        return vars(self) | {"state": None, "capture": nothing}
+
+
+def nothing() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Capture nothing, away from the driver."""
+    return {}, {}
+
 
 class Observer:
     """Reads what happens; override any of the hooks. They run in the driver's thread.

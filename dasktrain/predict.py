@@ -17,7 +17,7 @@ from dasktrain.data.block import batches, call, scores, unlabelled
 from dasktrain.data.labelled import LabelledEncoding
 from dasktrain.data.source import Encoding
 from dasktrain.data.table import TableEncoding, from_pandas
-from dasktrain.data.target import Labels
+from dasktrain.data.target import Indicators, Labels, Target
 from dasktrain.errors import BadInput
 from dasktrain.shipping import pack, run_packed
 
@@ -38,7 +38,7 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
         Series, a Dask Bag or a list of texts.
     kind
         ``"prediction"``: labels or numbers. ``"probability"``: one column a class, by softmax, or by the
-        logistic function if the module has one output.
+        logistic function if the module has one output, or if a row may have several labels.
 
     Returns
     -------
@@ -46,10 +46,7 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
         A Series or DataFrame with the index and partitions of `data`, an array with its blocks, or a Bag. A list for a
         list, at once.
     """
-    if encoding.target is None:
-        raise BadInput("Predictions must be of labels or numbers, however this model's are neither; use generate")
-    if kind == "probability" and not isinstance(encoding.target, Labels):
-        raise BadInput("Probabilities must be of class labels, however the target is numeric; use predict")
+    _check_kind(encoding, kind)
     # One value in the graph: Dask moves it to each worker once, however many partitions there are.
     shipped = dask.delayed(pack(_Predictor, module, encoding, kind), pure=True)
     if isinstance(encoding, ArrayEncoding):
@@ -79,6 +76,19 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
         )
 
 
+def predict_at_once(module: nn.Module, encoding: Encoding, partition: Any, kind: Kind) -> Any:
+    """Return labels, numbers or probabilities for the rows of one partition, computed here."""
+    _check_kind(encoding, kind)
+    return _Predictor(module, encoding, kind)(partition)
+
+
+def _check_kind(encoding: Encoding, kind: Kind) -> None:
+    if encoding.target is None:
+        raise BadInput("Predictions must be of labels or numbers, however this model's are neither; use generate")
+    if kind == "probability" and not isinstance(encoding.target, Labels | Indicators):
+        raise BadInput("Probabilities must be of class labels, however the target is numeric; use predict")
+
+
 class _Predictor:
     """Module and encoding on a worker."""
 
@@ -94,14 +104,18 @@ class _Predictor:
         with torch.no_grad():
             pieces = [scores(call(self._module, batch.inputs)) for batch in at_once]
             output = torch.cat(pieces) if pieces else torch.empty(0, target.num_outputs)
-            return self._probabilities(output) if self._kind == "probability" else target.decode(output.float().numpy())
+            return (
+                _probabilities(target, output) if self._kind == "probability" else target.decode(output.float().numpy())
+            )
 
-    @staticmethod
-    def _probabilities(output: torch.Tensor) -> Any:
-        if output.ndim > 1 and output.shape[1] > 1:
-            return output.float().softmax(dim=1).numpy()
-        positive = output.float().reshape(len(output)).sigmoid()
-        return torch.stack([1 - positive, positive], dim=1).numpy()
+
+def _probabilities(target: Target, output: torch.Tensor) -> Any:
+    if isinstance(target, Indicators):
+        return output.float().sigmoid().numpy()
+    if output.ndim > 1 and output.shape[1] > 1:
+        return output.float().softmax(dim=1).numpy()
+    positive = output.float().reshape(len(output)).sigmoid()
+    return torch.stack([1 - positive, positive], dim=1).numpy()
 
 
 @lru_cache(maxsize=4)

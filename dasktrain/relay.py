@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from dasktrain.errors import WireError
-from dasktrain.observe import History, Observer, Record, Run
+from dasktrain.observe import History, Observer, Record, Run, nothing
 from dasktrain.state import Cursor
 
 Message = dict[str, Any]
@@ -204,8 +204,4 @@ def _check(message: Any) -> None:
 
 
 def _run(message: Message, past: History) -> Run:
-    return Run(**message["start"], state=None, cursor=Cursor(**message["cursor"]), history=past, capture=_nothing)
-
-
-def _nothing() -> tuple[dict[str, Any], dict[str, Any]]:
-    return {}, {}
+    return Run(**message["start"], state=None, cursor=Cursor(**message["cursor"]), history=past, capture=nothing)

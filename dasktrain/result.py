@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dasktrain.checkpoint import load_state, save_state
 from dasktrain.coordinator import Timing
@@ -20,7 +22,8 @@ from dasktrain.observe import History
 from dasktrain.predict import predict
 from dasktrain.profiling import draw
 from dasktrain.shipping import shipped
-from dasktrain.state import TrainState, digest_of, named_state
+from dasktrain.state import MakeOptimizer, TrainState, digest_of, named_state
+from dasktrain.vector import trainable
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,26 @@ class Result:
         """
         return draw(self.history, self._timings)
 
+    def continued(self, make_optimizer: MakeOptimizer) -> MakeOptimizer:
+        """Return what makes optimizers that go on from where this run's ended.
+
+        Parameters
+        ----------
+        make_optimizer
+            As :class:`dasktrain.Trainer` takes it, of the same kind.
+
+        Examples
+        --------
+        ``dt.Trainer(result.model, loss, result.continued(make_optimizer)).fit(more_data)``
+        """
+        kept: dict[str, dict[str, Tensor]] = {name: {} for name in trainable(self.model)}
+        for name, tensor in self._tensors.items():
+            kind, _, rest = name.partition("/")
+            parameter, _, key = rest.rpartition("/")
+            if kind == "optimizer" and parameter in kept:
+                kept[parameter][key] = tensor
+        return partial(_go_on, make_optimizer, list(kept.values()))
+
     def save(self, url: str) -> None:
         """Write model, optimizer state, encoding and history to a directory (any fsspec URL), atomically."""
         facts = {
@@ -180,6 +203,13 @@ def load(url: str, model: Any, tokenizer: Callable[[str], Sequence[int]] | None 
     module = model if isinstance(model, nn.Module) else _built(model, encoding.schema)
     _fill(module, tensors)
     return Result(module.eval(), history, encoding, digest, settings, ended, ship, tensors)
+
+
+def _go_on(make_optimizer: MakeOptimizer, kept: list[dict[str, Tensor]], parameters: list[nn.Parameter]) -> Optimizer:
+    optimizer = make_optimizer(parameters)
+    for parameter, state in zip(parameters, kept, strict=True):
+        optimizer.state[parameter] = {key: tensor.clone() for key, tensor in state.items()}
+    return optimizer
 
 
 def _built(model: Any, schema: Schema) -> nn.Module:

@@ -249,17 +249,23 @@ def _whole(name: str, value: T) -> T:
 @contextmanager
 def wire_of(client: Client | Wire | None) -> Iterator[Wire]:
     """Turn what the caller has into a wire; end only what was started here."""
+    client = client or current_client()
     if client is None:
-        try:
-            client = Client.current()
-        except ValueError:
-            with (
-                LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster,
-                Client(cluster) as own,
-            ):
-                yield DaskWire(own)
-            return
+        with (
+            LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster,
+            Client(cluster) as own,
+        ):
+            yield DaskWire(own)
+        return
     yield DaskWire(client) if isinstance(client, Client) else client
+
+
+def current_client() -> Client | None:
+    """Return the current Dask client, if there is one."""
+    try:
+        return Client.current()
+    except ValueError:
+        return None
 
 
 def _in_thread(work: Callable[[], T], stop: threading.Event) -> T:

@@ -69,7 +69,7 @@ def fit(train: db.Bag, validation: db.Bag, vocabulary: int, **settings: Any) -> 
         shards=2,  # as many as workers: larger pieces of a small batch
         **settings,
     )
-    return model.fit(train, "written", "read", validation=validation)
+    return model.fit(train, "written", "read", eval_set=validation)
 
 
 def learn_numbers(rounds: int) -> float:

@@ -15,7 +15,7 @@ from tests.leftovers import assert_left, left_on
 
 # A cluster's processes are forked off one that has imported all this: importing it anew took half of all tests' time.
 # Processes that import it themselves are tested in cluster/test_processes.py, and by every example.
-multiprocessing.set_forkserver_preload(["dasktrain", "distributed.nanny", "pandas"])
+multiprocessing.set_forkserver_preload(["dasktrain.trainer", "distributed.nanny", "pandas"])
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 
 # A test does not fail for being slow: that is what benchmarks are for.

@@ -15,7 +15,7 @@ from sklearn.base import clone
 
 import dasktrain as dt
 from dasktrain.errors import BadInput, UnknownKeyword
-from dasktrain.estimators import TextEstimator
+from dasktrain.estimators.text import TextEstimator
 from tests.small import Watcher
 from tests.test_text import END, FRAME, VERSE, bag, computed
 
@@ -77,8 +77,8 @@ def seq2seq() -> dt.Seq2Seq:
 def test_parameters_are_those_it_was_made_with(kind: type[TextEstimator]) -> None:
     model = kind(**TINY)
     assert model.get_params() == kind().get_params() | TINY
-    assert model.set_params(width=32, seed=7) is model
-    assert model.get_params() == kind().get_params() | TINY | {"width": 32, "seed": 7}
+    assert model.set_params(width=32, random_state=7) is model
+    assert model.get_params() == kind().get_params() | TINY | {"width": 32, "random_state": 7}
 
 
 @every
@@ -94,7 +94,7 @@ def test_parameter_that_is_not_there_is_refused(kind: type[TextEstimator]) -> No
 @every
 def test_estimator_shows_what_is_not_as_usual(kind: type[TextEstimator]) -> None:
     assert repr(kind()) == f"{kind.__name__}()"
-    assert repr(kind(width=32, tokenizer="bytes", seed=1)) == f"{kind.__name__}(width=32, seed=1)"
+    assert repr(kind(width=32, tokenizer="bytes", random_state=1)) == f"{kind.__name__}(random_state=1, width=32)"
 
 
 @every
@@ -135,13 +135,13 @@ def test_nothing_is_said_before_fitting(kind: Any, use: Any) -> None:
 @every
 def test_same_seed_is_the_same_model_on_any_number_of_workers(kind: Any) -> None:
     digests = [fitted(kind, client=dt.LocalWire(workers), warmup=2).result_.digest for workers in (1, 2)]
-    assert digests[0] == digests[1] != fitted(kind, warmup=2, seed=1).result_.digest
+    assert digests[0] == digests[1] != fitted(kind, warmup=2, random_state=1).result_.digest
 
 
 @every
 def test_settings_are_those_of_the_run(kind: Any) -> None:
     watcher = Watcher()
-    model = fitted(kind, max_rounds=3, epochs=None, seed=4, warmup=1, learning_rate=0.5, observers=[watcher])
+    model = fitted(kind, max_rounds=3, epochs=None, random_state=4, warmup=1, learning_rate=0.5, observers=[watcher])
     assert [record["learning_rate"] for record in watcher.rounds] == [0.25, 0.5, 0.5]
     settings = model.result_.settings
     assert [settings[name] for name in ("seed", "shards", "batch_size")] == [4, 2, 8]
@@ -158,7 +158,7 @@ def test_learning_is_seen_in_the_history_and_on_validation_data(kind: Any) -> No
     frame = DIGITS if kind is dt.Seq2Seq else FRAME
     fields = {dt.LanguageModel: (), dt.TextClassifier: ("kind", "line"), dt.Seq2Seq: ("words", "digits")}[kind]
     data = frame if fields else frame["line"]
-    model = made(kind, epochs=8, learning_rate=0.01).fit(data, *fields, validation=data)
+    model = made(kind, epochs=8, learning_rate=0.01).fit(data, *fields, eval_set=data)
     first, *_, last = model.history_
     assert last["loss"] < first["loss"]
     assert last["valid_loss"] < first["valid_loss"]

@@ -41,8 +41,32 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_all_is_sorted_and_is_what_can_be_seen() -> None:
-    visible = {name for name, value in vars(dasktrain).items() if not name.startswith("_") and not ismodule(value)}
+    for name in dasktrain.__all__:
+        assert getattr(dasktrain, name) is not None
+    visible = {
+        name
+        for name, value in vars(dasktrain).items()
+        if not name.startswith("_") and not ismodule(value) and getattr(value, "__module__", None) != "importlib"
+    }
+    visible -= {"Any", "TYPE_CHECKING"}  # what the file itself needs
     assert dasktrain.__all__ == sorted(visible | {"errors", "models", "text"})
+    assert set(dasktrain.__all__) <= set(dir(dasktrain))
+
+
+def test_type_checkers_see_the_names_where_they_are_found() -> None:
+    (checking,) = (node for node in ast.parse(FILES["__init__.py"]).body if isinstance(node, ast.If))
+    seen = {
+        alias.asname: f"{node.module}.{alias.name}" if node.module == "dasktrain" else node.module
+        for node in checking.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == dasktrain._HOMES
+
+
+def test_what_is_not_there_is_said_to_be_missing() -> None:
+    with pytest.raises(AttributeError, match="it has no 'Trainor'"):
+        _ = dasktrain.Trainor
 
 
 @pytest.mark.parametrize("file", FILES)

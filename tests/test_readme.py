@@ -40,7 +40,11 @@ def test_readme_block_runs(number: int, tmp_path: Path) -> None:
 
 
 def test_readme_has_blocks() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
+
+
+def test_first_model_takes_six_lines() -> None:
+    assert sum(map(bool, BLOCKS[0].splitlines())) <= 6
 
 
 def test_tabular_example_reaches_its_goal_and_leaves_what_it_says(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dasktrain.data.plain import from_json
 from dasktrain.data.records import ByFunction, NotSaved, Records, RecordsEncoding
 from dasktrain.data.source import Encoding
 from dasktrain.data.table import Table, TableEncoding
-from dasktrain.data.target import Labels, Numbers, Target
+from dasktrain.data.target import Indicators, Labels, Numbers, Standardised, Target
 from dasktrain.data.text import Text
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import BadInput
@@ -49,7 +49,8 @@ def with_function(encoding: Encoding, function: Callable[[str], Sequence[int]]) 
 
 
 def _target(plain: dict[str, Any]) -> Target:
-    return from_json(Labels, plain) if "dtype" in plain else from_json(Numbers, plain)
+    kinds: dict[str, type[Target]] = {"values": Labels, "means": Standardised, "dtype": Indicators}
+    return from_json(next((kind for field, kind in kinds.items() if field in plain), Numbers), plain)
 
 
 def _arrays(plain: dict[str, Any]) -> Encoding:

@@ -83,8 +83,8 @@ class Arrays:
         self.X = as_features(X)
         if self.X.dtype.kind not in "fiub":
             raise DataError(f"X must be numeric, however its dtype is {self.X.dtype}; use dt.Table for columns")
-        self.y = _like(y, self.X, "y")
-        self.weight = None if weight is None else _like(weight, self.X, "weight")
+        self.y = like(y, self.X, "y")
+        self.weight = None if weight is None else like(weight, self.X, "weight")
         self.classes = classes if classes is not None else self.y.ndim == 1 and not is_float(self.y.dtype)
         self._check_kinds()
         if self.classes and self.y.ndim != 1:
@@ -182,7 +182,7 @@ def as_blocks(array: Any) -> da.Array:
     return array.rechunk(dict.fromkeys(range(1, array.ndim), -1)) if array.ndim > 1 else array
 
 
-def _like(array: Any, rows: da.Array, name: str) -> da.Array:
+def like(array: Any, rows: da.Array, name: str) -> da.Array:
     """Give `array` the row blocks of `rows`."""
     array = as_blocks(array)
     known = not any(math.isnan(size) for size in (*array.chunks[0], *rows.chunks[0]))

@@ -25,7 +25,7 @@ from dasktrain.data.encoders import (
 )
 from dasktrain.data.plain import to_json
 from dasktrain.data.source import Encoding, Input, Persist, Schema, Survey, made_up_batch
-from dasktrain.data.target import Numbers, Target, fit_labels, is_float, survey_target
+from dasktrain.data.target import Numbers, Target, TargetSurvey, fit_labels, is_float, survey_target
 from dasktrain.errors import DataError, known_keywords, nearest
 from dasktrain.shipping import pack, run_packed
 
@@ -240,15 +240,17 @@ class Table:
             name: reduce(add, (survey.columns[name] for survey in surveys))
             for name in (*self.numeric, *self.categorical)
         }
-        target: Target = Numbers(tuple(self._targets), flat=isinstance(self.target, str))
-        if self.classes:
-            name = self._targets[0]
-            target = fit_labels(name, [survey.target for survey in surveys], self.frame.dtypes[name])
         return TableEncoding(
             tuple(Numeric.fit(name, columns[name]) for name in self.numeric),
             tuple(Categorical.fit(name, columns[name]) for name in self.categorical),
-            target,
+            self._fit_target([survey.target for survey in surveys]),
         )
+
+    def _fit_target(self, surveys: Sequence[TargetSurvey]) -> Target:
+        if not self.classes:
+            return Numbers(tuple(self._targets), flat=isinstance(self.target, str))
+        name = self._targets[0]
+        return fit_labels(name, surveys, self.frame.dtypes[name])
 
     def sample(self, encoding: Encoding, surveys: Sequence[Survey], rows: int) -> Batch:
         """Make up rows like these, if they have the columns that the encoding was fitted to."""

@@ -1,5 +1,6 @@
 """What a model is to predict: class labels of any type, or numbers."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +9,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasktrain.data.encoders import MOST_CATEGORIES, floats, ordered, plain, positions
+from dasktrain.data.encoders import MOST_CATEGORIES, Moments, floats, ordered, plain, positions
 from dasktrain.data.plain import require_json
 from dasktrain.errors import DataError
 
 
 @dataclass(frozen=True)
 class TargetSurvey:
-    """One partition's targets: rows per label (None for numbers), and rows that cannot be used."""
+    """One partition's targets: rows per label, or moments of each column of numbers; and rows that cannot be used."""
 
     labels: dict[Hashable, int] | None
     unusable: int
+    moments: tuple[Moments, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,67 @@ class Numbers:
         return output.reshape(len(output)) if self.flat else output
 
 
+@dataclass(frozen=True)
+class Standardised(Numbers):
+    """Numbers that the model sees with mean 0 and deviation 1.
+
+    Attributes
+    ----------
+    means, deviations : tuple of float
+        Of each target.
+    """
+
+    means: tuple[float, ...] = ()
+    deviations: tuple[float, ...] = ()
+
+    @staticmethod
+    def fit(names: tuple[str, ...], flat: bool, moments: Sequence[Moments]) -> "Standardised":
+        """Fit to each target's merged moments; a constant one is centred only."""
+        deviations = (math.sqrt(each.deviations / max(1, each.count)) for each in moments)
+        return Standardised(
+            names, flat, tuple(each.mean for each in moments), tuple(deviation or 1.0 for deviation in deviations)
+        )
+
+    def encode(self, columns: Any) -> NDArray[np.float32]:
+        """Return (rows,) or (rows, columns) float32."""
+        return ((numbers(columns) - self.means) / self.deviations).astype(np.float32)
+
+    def decode(self, output: NDArray[Any]) -> Any:
+        """Return module outputs on the scale of the targets, float64, (rows,) if there is one target."""
+        return super().decode(
+            output.reshape(len(output), self.num_outputs) * np.array(self.deviations) + np.array(self.means)
+        )
+
+
+@dataclass(frozen=True)
+class Indicators(Numbers):
+    """Labels of which a row may have any number: a column of 0 and 1 for each.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        What the columns had, and get back.
+    """
+
+    flat: bool = False
+    dtype: Any = np.int64
+
+    def encode(self, columns: Any) -> NDArray[np.float32]:
+        """Return (rows, columns) float32."""
+        values = super().encode(columns)
+        odd = values[(values != 0) & (values != 1)]
+        if odd.size:
+            raise DataError(
+                f"Indicators of labels {list(self.names)} must be 0 or 1, however one is {odd[0]:g}; "
+                "have a column a label"
+            )
+        return values
+
+    def decode(self, output: NDArray[Any]) -> Any:
+        """Return 1 where a logit is positive."""
+        return (output > 0).astype(self.dtype)
+
+
 Target = Labels | Numbers
 
 
@@ -128,9 +191,12 @@ def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
 def survey_target(columns: Any, as_labels: bool) -> TargetSurvey:
     """Look at one partition's targets."""
     if not as_labels:
+        values = numbers(columns)
         with np.errstate(over="ignore"):  # what float32 does not hold is unusable, too
-            values = numbers(columns).astype(np.float32)
-        return TargetSurvey(None, int((~finite_rows(values)).sum()))
+            unusable = int((~finite_rows(values.astype(np.float32))).sum())
+        return TargetSurvey(
+            None, unusable, tuple(map(Moments.of, values.reshape(len(values), -1).T)) if len(values) else ()
+        )
     column = pd.Series(columns)
     counts = column.value_counts(sort=False)
     counts = counts[counts > 0]
@@ -150,7 +216,9 @@ def fit_labels(name: str, surveys: Sequence[TargetSurvey], dtype: Any) -> Labels
     require_json(name, values)
     known = tuple(ordered(values))
     if len(known) == 1:
-        raise DataError(f"Target {name!r} must have two labels or more, however it has one, {known[0]!r}; add others")
+        raise DataError(
+            f"Target {name!r} must have two classes or more, however it has one class, {known[0]!r}; add others"
+        )
     if isinstance(dtype, pd.CategoricalDtype) and not values <= set(plain(dtype.categories)):
         dtype = pd.CategoricalDtype(pd.Index(list(known)))  # Dask did not know the categories
     return Labels(name, known, dtype)
