@@ -50,13 +50,14 @@ def scaled(model: Any, regression: bool) -> BaseEstimator:
 def ours(regression: bool, features: int, outputs: int) -> BaseEstimator:
     """Return our estimator."""
     kind = dt.TabularRegressor if regression else dt.TabularClassifier
-    return kind(WIDTHS, batch_size=BATCH, learning_rate=RATE)
+    return kind(widths=WIDTHS, batch_size=BATCH, learning_rate=RATE)
 
 
 def scikit_learn(regression: bool, features: int, outputs: int) -> BaseEstimator:
     """Return scikit-learn's."""
     kind = MLPRegressor if regression else MLPClassifier
-    return scaled(kind(WIDTHS, batch_size=BATCH, max_iter=EPOCHS, learning_rate_init=RATE, random_state=0), regression)
+    settings = {"batch_size": BATCH, "max_iter": EPOCHS, "learning_rate_init": RATE, "random_state": 0}
+    return scaled(kind(hidden_layer_sizes=WIDTHS, **settings), regression)
 
 
 class _Column(MLP):
@@ -111,6 +112,7 @@ def scored(load: Callable[..., Any]) -> dict[str, Any]:
         found[f"no worse than {peer}, within its spread"] = bool(
             found["dasktrain"]["mean"] >= found[peer]["mean"] - found[peer]["standard deviation"]
         )
+    print(load.__name__, found, flush=True)
     return found
 
 
