@@ -72,8 +72,8 @@ class Needs:
         return (3 + levels) * self.parameters + 2 * self.buffers
 
     def driver(self, workers: int) -> int:
-        """Bytes on the driver: parameters, their gradient, the optimizer's state, and an answer of every worker."""
-        return (2 + workers) * self.parameters + self.optimizer + self.buffers
+        """Bytes on the driver: parameters, their gradient, the optimizer's state, and the sums of the tree under way."""
+        return (2 + workers.bit_length()) * self.parameters + self.optimizer + self.buffers
 
 
 def default_shards(workers: int) -> int:
