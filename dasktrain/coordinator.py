@@ -4,7 +4,7 @@ import hashlib
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -12,7 +12,7 @@ from time import monotonic
 import numpy as np
 from dask.system import CPU_COUNT
 
-from dasktrain.buckets import Incoming
+from dasktrain import buckets
 from dasktrain.config import seconds
 from dasktrain.errors import AttachError, Diverged, ReductionError, WorkerLost
 from dasktrain.events import (
@@ -31,7 +31,7 @@ from dasktrain.events import (
     Wait,
 )
 from dasktrain.fleet import Fleet
-from dasktrain.messages import Answer, Bucket, Kind, Partial, State, Task
+from dasktrain.messages import Answer, Bucket, Kind, Partial, State, Task, Vector
 from dasktrain.pace import Pace
 from dasktrain.reduce import reduce
 from dasktrain.wire import Wire, failed
@@ -46,7 +46,7 @@ CORES, PARALLEL = CPU_COUNT, 4
 REMEMBERED = 10_000
 #: part of a round -> seconds
 Parts = dict[str, float]
-#: what of a round something is: shards [start, stop), and the first number of a bucket
+#: what of a round something is: node [start, stop), and the first number of a bucket, None for all but the gradient
 Place = tuple[int, int, int | None]
 
 
@@ -87,8 +87,8 @@ class Coordinator:
         #: how long each worker took for what it was asked last; of the round that was asked for last, seconds by part
         self.timings: deque[Timing] = deque(maxlen=REMEMBERED)
         self.parts: Parts = {}
-        self._incoming = Incoming(fleet.shards)
-        #: of what another worker may still give: an answer, or buckets of it
+        self._incoming = buckets.Incoming(fleet.shards)
+        #: of what another worker may still give: sums of a node
         self._digests: dict[Task, dict[Place, str]] = {}
 
     def attach(self, replica: bytes, epoch: int, round: int) -> None:
@@ -290,25 +290,34 @@ class Coordinator:
             return
         if isinstance(part, Answer) and not part.partials:
             return  # its round was over too soon
-        place, found = _digest(part)
-        wanted = self._digests.setdefault(task, {}).setdefault(place, found)
-        if found != wanted:
-            raise Diverged(
-                f"Two workers must give the same bits for the same shards, however for shards {task.start} to "
-                f"{task.stop - 1} in epoch {task.epoch}, round {task.round} worker {news.worker} gave {found[:16]} and "
-                f"another {wanted[:16]}; look for a faulty machine, or for a model that depends on more than its inputs"
-            )
+        digests = self._digests.setdefault(task, {})
+        for place, found in _digests(part):
+            wanted = digests.setdefault(place, found)
+            if found != wanted:
+                raise Diverged(
+                    f"Two workers must give the same bits for the same shards, however for shards {task.start} to "
+                    f"{task.stop - 1} in epoch {task.epoch}, round {task.round} worker {news.worker} gave {found[:16]} "
+                    f"and another {wanted[:16]}; look for a faulty machine, or for a model that depends on more than "
+                    "its inputs"
+                )
 
 
-def _digest(part: Answer | Bucket) -> tuple[Place, str]:
-    """Return what of a round it is, and the hex sha256 of what it adds to it."""
-    total = hashlib.sha256()
+def _digests(part: Answer | Bucket) -> Iterator[tuple[Place, str]]:
+    """Yield the hex sha256 of what it adds to the round, and to what of it: the same in buckets or in one piece."""
     if isinstance(part, Bucket):
-        total.update(np.ascontiguousarray(part.values).view(np.uint8).data)
-        return (part.start, part.stop, part.offset), total.hexdigest()
+        yield (part.start, part.stop, part.offset), _sha256(part.values)
+        return
     for partial in part.partials:
-        total.update(f"{partial.start} {partial.stop}".encode())
-        rows = (array for each in partial.touched for array in (each.rows, each.values))
-        for array in (partial.vector, partial.sums, *rows):
-            total.update(b"none" if array is None else np.ascontiguousarray(array).view(np.uint8).data)
-    return (part.task.start, part.task.stop, None), total.hexdigest()
+        if partial.vector is not None:
+            for offset in range(0, len(partial.vector), buckets.SIZE):
+                bucket = partial.vector[offset : offset + buckets.SIZE]
+                yield (partial.start, partial.stop, offset), _sha256(bucket)
+        rows = [array for each in partial.touched for array in (each.rows, each.values)]
+        yield (partial.start, partial.stop, None), _sha256(partial.sums, *rows)
+
+
+def _sha256(*arrays: Vector | None) -> str:
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(b"none" if array is None else np.ascontiguousarray(array).view(np.uint8).data)
+    return total.hexdigest()

@@ -72,7 +72,7 @@ class Needs:
         return (3 + levels) * self.parameters + 2 * self.buffers
 
     def driver(self, workers: int) -> int:
-        """Bytes on the driver: parameters, their gradient, the optimizer's state, and the sums of the tree under way."""
+        """Bytes on the driver: parameters, their gradient, the sums of the tree under way, the optimizer's state."""
         return (2 + workers.bit_length()) * self.parameters + self.optimizer + self.buffers
 
 

@@ -17,7 +17,7 @@ from dasktrain.compute import Device
 from dasktrain.domain import canary, digest_of_bits
 from dasktrain.errors import WorkerLost
 from dasktrain.events import Answered, Domain, Failed, Joined, Left, Ready, Refused
-from dasktrain.messages import Answer, Partial, State, Task
+from dasktrain.messages import Answer, Bucket, Partial, State, Task
 from dasktrain.shipping import pack
 from dasktrain.vector import Memory
 from dasktrain.wire import Wire
@@ -66,7 +66,9 @@ class Sample:
 class Echo:
     """A replica that trains nothing: it tells where it is, and sends back what it was sent."""
 
-    def __init__(self, threads: int, read: Callable[[str, int], Any], memory: Memory) -> None:
+    def __init__(
+        self, threads: int, read: Callable[[str, int], Any], memory: Memory, send: Callable[[Bucket], None] | None
+    ) -> None:
         self._threads = threads
 
     def domain(self) -> Domain:

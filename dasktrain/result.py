@@ -19,10 +19,11 @@ from dasktrain.evaluate import evaluate
 from dasktrain.generate import generate
 from dasktrain.objective import Measure
 from dasktrain.observe import History
+from dasktrain.optimizers import MakeOptimizer
 from dasktrain.predict import predict
 from dasktrain.profiling import draw
 from dasktrain.shipping import shipped
-from dasktrain.state import MakeOptimizer, TrainState, digest_of, named_state
+from dasktrain.state import TrainState, digest_of, named_state
 from dasktrain.vector import trainable
 
 

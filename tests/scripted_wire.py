@@ -3,15 +3,16 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import inf
 from typing import Any
 
 import numpy as np
 
 from dasktrain.coordinator import Coordinator
-from dasktrain.events import Answered, Event, Failed, Joined, Ready, Refused
+from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received, Refused
 from dasktrain.fleet import Fleet
-from dasktrain.messages import Answer, Failure, Partial, State, Task
+from dasktrain.messages import Answer, Bucket, Failure, Partial, State, Task
 from dasktrain.reduce import subtrees
 from tests.chaos_wire import Agenda, Clock
 
@@ -34,6 +35,8 @@ class Scripted:
         Worker -> what becomes of each task it is asked for; those beyond take 0.1 s.
     odd
         Worker -> what of its answers has other bits: "vector" or "sums".
+    parts
+        Workers whose gradients come in buckets.
     """
 
     run, threads = "r", 1
@@ -44,10 +47,12 @@ class Scripted:
         ready: dict[str, float | str] | None = None,
         takes: dict[str, list[Takes]] | None = None,
         odd: dict[str, str] | None = None,
+        parts: str = "",
     ) -> None:
         self.clock = Clock()
         self.agenda = Agenda(self.clock)
         self.workers, self.ready, self.takes, self.odd = workers, ready or {}, takes or {}, odd or {}
+        self.parts = parts
         self.leased: dict[str, Task] = {}
         self.released: list[str] = []
         self.sent: list[tuple[float, str, tuple[int, int]]] = []
@@ -81,7 +86,14 @@ class Scripted:
         if isinstance(takes, Failure):
             self.agenda.add(0.0, Failed(worker, takes))
         elif takes < inf:
-            self.agenda.add(takes, Answered(worker, self.answer(worker, task)))
+            answer = self.answer(worker, task)
+            if worker in self.parts:
+                for partial in answer.partials:
+                    assert partial.vector is not None
+                    bucket = Bucket(task, partial.start, partial.stop, 0, partial.vector)
+                    self.agenda.add(takes, Received(worker, bucket))
+                answer = replace(answer, partials=tuple(replace(each, vector=None) for each in answer.partials))
+            self.agenda.add(takes, Answered(worker, answer))
 
     def answer(self, worker: str, task: Task) -> Answer:
         odd = self.odd.get(worker)

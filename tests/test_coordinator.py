@@ -188,16 +188,21 @@ LATE_ANSWERS = {
 }
 
 
-def late_answer(when: str, odd: dict[str, str] | None = None, **settings: Any) -> tuple[Running, int]:
+def late_answer(when: str, odd: dict[str, str] | None = None, parts: str = "", **settings: Any) -> tuple[Running, int]:
     workers, takes, rounds = LATE_ANSWERS[when]
-    wire = Scripted(workers, takes={name: [*each] for name, each in takes.items()}, odd=odd)
+    wire = Scripted(workers, takes={name: [*each] for name, each in takes.items()}, odd=odd, parts=parts)
     return Running(wire, **settings).attach(), rounds
 
 
+#: whose gradients come in buckets
+IN_PARTS = pytest.mark.parametrize("parts", ["", "a", "b", "abc"])
+
+
+@IN_PARTS
 @pytest.mark.parametrize("odd", ["vector", "sums"])
 @pytest.mark.parametrize("when", LATE_ANSWERS)
-def test_a_late_answer_with_other_bits_ends_the_run(when: str, odd: str) -> None:
-    running, rounds = late_answer(when, {"a": odd})
+def test_a_late_answer_with_other_bits_ends_the_run(when: str, odd: str, parts: str) -> None:
+    running, rounds = late_answer(when, {"a": odd}, parts)
     for round in range(rounds - 1):
         running.ask(round)
     with pytest.raises(Diverged, match="Two workers must give the same bits") as caught:
@@ -208,9 +213,10 @@ def test_a_late_answer_with_other_bits_ends_the_run(when: str, odd: str) -> None
     assert "epoch 0, round 0" in str(caught.value)
 
 
+@IN_PARTS
 @pytest.mark.parametrize("when", LATE_ANSWERS)
-def test_a_late_answer_with_the_same_bits_changes_nothing(when: str) -> None:
-    running, rounds = late_answer(when)
+def test_a_late_answer_with_the_same_bits_changes_nothing(when: str, parts: str) -> None:
+    running, rounds = late_answer(when, None, parts)
     for round in range(rounds):
         assert_sum_of_all(running.ask(round))
     assert running.wire.clock.now > 10.0

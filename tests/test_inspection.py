@@ -122,7 +122,7 @@ def test_worker_that_does_not_answer_is_a_fault() -> None:
                 super().send(worker, task)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dasktrain.probe.PATIENCE", 0.01)
+        patch.setattr("dasktrain.probe.PATIENCE", 0.5)
         found = probe(Deaf(2), 1.0)
     first, second = found.values()
     assert first.fault is None

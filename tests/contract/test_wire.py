@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,8 +19,8 @@ from torch import nn
 from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Stack
 from dasktrain.data.source import strata
-from dasktrain.events import Answered, Event, Failed, Joined, Ready
-from dasktrain.messages import Answer, Header, Kind, State, Task, Vector
+from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received
+from dasktrain.messages import Answer, Header, Kind, Partial, State, Task, Vector
 from dasktrain.plan import Plan
 from dasktrain.reduce import subtrees
 from dasktrain.replica import Job, Replica
@@ -102,7 +103,35 @@ def asked(wire: Wire, tasks: dict[str, Task], state: State) -> list[Answer]:
     with wire.round(state):
         for worker, task in tasks.items():
             wire.send(worker, task)
-        return [event.answer for event in awaited(wire, len(tasks), Answered) if isinstance(event, Answered)]
+        return answers(wire, len(tasks))
+
+
+def answers(wire: Wire, count: int) -> list[Answer]:
+    """Wait for so many answers; what came in buckets is put together."""
+    found: list[Answer] = []
+    received: dict[tuple[Task, int, int], dict[int, Vector]] = {}
+    deadline = monotonic() + SECONDS
+    while len(found) < count:
+        assert monotonic() < deadline, f"{count} answers must come, however only {found} did"
+        for event in wire.events(deadline - monotonic()):
+            if isinstance(event, Received):
+                bucket = event.bucket
+                parts = received.setdefault((bucket.task, bucket.start, bucket.stop), {})
+                assert bucket.offset not in parts
+                parts[bucket.offset] = bucket.values.copy()
+            else:
+                assert isinstance(event, Answered)
+                whole = [in_one_piece(event.answer.task, partial, received) for partial in event.answer.partials]
+                found.append(replace(event.answer, partials=tuple(whole)))
+    return found
+
+
+def in_one_piece(task: Task, partial: Partial, received: dict[tuple[Task, int, int], dict[int, Vector]]) -> Partial:
+    parts = received.get((task, partial.start, partial.stop))
+    if parts is None:
+        return partial
+    assert partial.vector is None
+    return replace(partial, vector=np.concatenate([part for _, part in sorted(parts.items())]))
 
 
 def test_workers_are_named_sorted_and_alike(wire: Wire) -> None:
