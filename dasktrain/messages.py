@@ -36,11 +36,39 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """A part of the parameters of which a round changes few rows.
+
+    Attributes
+    ----------
+    start : int
+        Of its first number in the parameters.
+    rows, width : int
+        Its shape.
+    changed : Vector or None
+        int64, rows that are not as in the state before; None: any of them may not be.
+    """
+
+    start: int
+    rows: int
+    width: int
+    changed: Vector | None = None
+
+    def of(self, parameters: Vector) -> Vector:
+        """Return its part (rows, width) of the parameters, in the same memory."""
+        return parameters[self.start : self.start + self.rows * self.width].reshape(self.rows, self.width)
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """What a round starts from: flat parameters (float32 or float64) and the bytes of all buffers (uint8)."""
+    """What a round starts from: flat parameters (float32 or float64) and the bytes of all buffers (uint8).
+
+    Tables are the last of the parameters.
+    """
 
     parameters: Vector
     buffers: Vector
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +119,7 @@ def encode_ask(task: Task, state: State) -> tuple[Header, list[Vector]]:
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Have whatever a message lacks, or has of another kind, be a WireError."""
     try:
         yield
@@ -102,7 +130,7 @@ def _reading() -> Iterator[None]:
         ) from error
 
 
-@_reading()
+@reading()
 def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
     """Turn header and raw frames back into a task and its state; the arrays are views of the frames.
 
@@ -120,7 +148,7 @@ def encode_attach(task: Task, replica: bytes, keys: bytes) -> tuple[Header, list
     return {"stage": _plain(task)}, [replica, keys]
 
 
-@_reading()
+@reading()
 def decode_attach(header: Header, frames: Sequence[Any]) -> tuple[Task, bytes, bytes]:
     """Turn the first message to a lease into the task to get ready for, its replica and its keys, both packed."""
     replica, keys = map(bytes, frames)
@@ -150,7 +178,7 @@ def encode_reply(reply: Reply) -> tuple[Header, list[Vector]]:
     return {"nodes": nodes, "seconds": reply.seconds, "waited": reply.waited, "task": task}, arrays
 
 
-@_reading()
+@reading()
 def decode_reply(header: Header, frames: Sequence[Any]) -> Reply:
     """Turn header and raw frames back into an answer, a part of one, or a failure.
 

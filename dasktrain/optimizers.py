@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from dasktrain.errors import ModelError
 from dasktrain.sparse import Tables, no_rows
 
+#: optimizers that leave rows alone that no gradient touches
+OF_ROWS_ALONE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
 MakeOptimizer = Callable[[Any], Optimizer]
 
 
@@ -117,6 +119,16 @@ def check_steps_rows(optimizer: Optimizer, tables: Tables) -> None:
     kept = (value for values in trial.state.values() for value in values.values())
     if any(isinstance(value, Tensor) and value.layout is not torch.strided for value in kept):
         raise _cannot(f"{names} would remember more of them every round", tables)
+
+
+def steps_rows_alone(optimizer: Optimizer, tables: Tables) -> bool:
+    """Return whether a step is known to change no row of a table but those that have a gradient."""
+    ids = {id(table) for table in tables.values()}
+    return all(
+        type(each) in OF_ROWS_ALONE
+        for each in each_of(optimizer)
+        if any(id(parameter) in ids for group in each.param_groups for parameter in group["params"])
+    )
 
 
 def _cannot(found: str, tables: Tables) -> ModelError:

@@ -1,6 +1,7 @@
 """Tables: embeddings that are ``sparse=True``, whose gradients are rows and not as large as themselves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -93,3 +94,47 @@ def check_touched(touched: Sequence[Touched], tables: Tables) -> None:
                 f"Rows must be those of a table of shape {tuple(table.shape)}, however for {name!r} there are "
                 f"{len(rows)}, up to {max(rows, default=None)}, with values of shape {values.shape}; report this"
             )
+
+
+class Changed:
+    """Which rows of tables have changed, as far as that is known."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._rows: list[list[np.ndarray]] | None = None  # of each table, by each step; None: any may have
+        self._versions: list[int] = []
+
+    @contextmanager
+    def by_step(self, touched: Sequence[Touched] | None) -> Iterator[None]:
+        """Take note of a step, which changes no other rows than these; None: it may."""
+        if not self._tables:
+            yield
+            return
+        self._look()
+        # Rows were checked; without this torch warns that it does not.
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
+            yield
+        self._versions = self._found()
+        if touched is None:
+            self._rows = None
+        elif self._rows is not None:
+            for rows, each in zip(self._rows, touched, strict=True):
+                rows.append(each.rows)
+
+    def take(self) -> list[np.ndarray | None]:
+        """Return the rows of each table that have changed since this was called last; None: any may have."""
+        if not self._tables:
+            return []
+        self._look()
+        rows, self._rows = self._rows, [[] for _ in self._tables]
+        if rows is None:
+            return [None] * len(self._tables)
+        return [np.unique(np.concatenate([np.empty(0, dtype=np.int64), *each])) for each in rows]
+
+    def _look(self) -> None:
+        """See whether somebody else has written to the tables, such as an observer."""
+        if (found := self._found()) != self._versions:
+            self._rows, self._versions = None, found
+
+    def _found(self) -> list[int]:
+        return [table._version for table in self._tables.values()]

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from dasktrain.buffers import FlatBuffers
 from dasktrain.errors import ModelError
-from dasktrain.messages import State
-from dasktrain.optimizers import MakeOptimizer, check_steps_rows, each_of
-from dasktrain.sparse import no_rows
+from dasktrain.messages import State, Table
+from dasktrain.optimizers import MakeOptimizer, check_steps_rows, each_of, steps_rows_alone
+from dasktrain.sparse import Changed, no_rows
+from dasktrain.touched import Touched
 from dasktrain.vector import FlatParameters, Memory, plain_memory, trainable
 
 MakeScheduler = Callable[[Optimizer], Any]
@@ -89,6 +90,7 @@ class TrainState:
         self.module = module
         self.parameters = FlatParameters(module, memory)
         self.buffers = FlatBuffers(module, memory)
+        self._changed = Changed(self.parameters.tables)
         self.optimizer = make_optimizer(list(groups(module)) if groups else self._groups())
         self._check_optimizer()
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
@@ -141,8 +143,20 @@ class TrainState:
         return torch.get_num_threads() if fused and self.parameters.layout.size >= LARGE else pinned
 
     def message(self) -> State:
-        """Return what a round starts from; the arrays share memory with the state."""
-        return State(self.parameters.vector.numpy(), self.buffers.vector.numpy())
+        """Return what a round starts from, and what of its tables has changed since; the arrays share memory."""
+        parameters = self.parameters
+        changed = zip(parameters.tables.items(), self._changed.take(), strict=True)
+        tables = [
+            Table(parameters.layout.places[name].start, len(table), table.shape[1], rows)
+            for (name, table), rows in changed
+        ]
+        return State(parameters.vector.numpy(), self.buffers.vector.numpy(), tuple(tables))
+
+    def step(self, touched: Sequence[Touched]) -> None:
+        """Have the optimizer step parameters that have their gradients, which for tables are of the rows touched."""
+        with self._changed.by_step(touched if steps_rows_alone(self.optimizer, self.parameters.tables) else None):
+            self.optimizer.step()
+        self.parameters.store()
 
     @property
     def learning_rate(self) -> float:
@@ -179,6 +193,7 @@ class TrainState:
         snapshot = copy.deepcopy(snapshot)
         self.parameters.vector.copy_(snapshot.parameters)
         self.parameters.load()
+        self._changed = Changed(self.parameters.tables)
         self.buffers.vector.copy_(snapshot.buffers)
         self.buffers.load()
         self.optimizer.load_state_dict(snapshot.optimizer)

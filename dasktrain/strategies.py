@@ -115,10 +115,7 @@ class GradientAveraging:
         gradients = [*parameters.views_of(gradient), *sparse]
         for parameter, part, used in zip(parameters.parameters.values(), gradients, view["used"].tolist(), strict=True):
             parameter.grad = part.to(parameter.dtype) if used else None
-        # Rows were checked; without this torch warns that it does not.
-        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
-            state.optimizer.step()
-        state.parameters.store()
+        state.step(total.touched)
         if state.buffers.layout.size:
             state.buffers.add(as_tensor(view["buffers"]) / float(view["rows"]))
         return figures

@@ -29,8 +29,9 @@ from dasktrain.wire.channel import Channel
 from dasktrain.wire.inbox import Inbox
 from dasktrain.wire.leases import Leases, reach
 from dasktrain.wire.pins import unpin
-from dasktrain.wire.shared import POSSIBLE, Store
+from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store
 from dasktrain.wire.silence import expel_silent
+from dasktrain.wire.tables import Changes
 from dasktrain.wire.watch import Watch
 
 #: seconds between looks at whether a worker that holds something up is still heard of
@@ -67,6 +68,7 @@ class DaskWire:
         ] = {}  # worker -> frames of the bucket that it sent last, and maybe not the last
         self._asked: dict[str, float] = {}  # worker -> since when it has had its task
         self._state: State | None = None
+        self._changes = Changes()
         self._inbox: Inbox[News] | None = None
         self._closing = threading.Lock()
         self._memory = Store() if POSSIBLE and setting("shared-memory") else None
@@ -193,6 +195,7 @@ class DaskWire:
     def _drop(self, worker: str) -> None:
         """Close a connection, which ends the lease at its other end."""
         self._asked.pop(worker, None)
+        self._changes.forget(worker)
         channel = self._channels.pop(worker, None)
         if channel is not None:
             assert self._inbox is not None
@@ -207,6 +210,7 @@ class DaskWire:
         for channel in self._channels.values():
             channel.reclaim()
         self._state = state
+        self._changes.begin(state)
         try:
             yield
         finally:
@@ -225,7 +229,9 @@ class DaskWire:
         assert self._inbox is not None
         self._asked[worker] = monotonic()
         try:
-            channel.post(*encode_ask(task, self._state))
+            of_rows = self._state.tables and not isinstance(channel, SharedChannel)
+            state = self._state
+            channel.post(*(self._changes.encode(worker, task, state) if of_rows else encode_ask(task, state)))
             if not channel.flush():
                 self._inbox.watch(worker, channel, writing=True)
         except OSError as error:

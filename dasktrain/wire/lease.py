@@ -22,13 +22,14 @@ from distributed.worker import Worker
 
 from dasktrain.config import setting
 from dasktrain.errors import AttachError
-from dasktrain.messages import Answer, Failure, Header, Reply, Task, decode_ask, decode_attach, encode_reply
+from dasktrain.messages import Answer, Failure, Header, Reply, Task, decode_attach, encode_reply
 from dasktrain.shipping import run_packed
 from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, accept
 from dasktrain.wire.silence import expel_silent
+from dasktrain.wire.tables import Copy
 
 #: seconds between looks at whether an idle lease is still wanted, and at where a lost partition is being computed
 POLL = 0.2
@@ -132,8 +133,9 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
         shared = store is not None and isinstance(channel, SharedChannel)
         outlets = (store, None) if shared else (plain_memory, outbox.put)
         respond = _build(worker, channel, *decode_attach(*next(messages)), terms, outlets)
+        copy = Copy()
         for header, frames in messages:
-            task, state = decode_ask(header, frames)
+            task, state = copy.decode(header, frames)
             reply = _stale(task) if channel.stale else respond(task, state)
             outbox.end(_stale(task) if channel.stale else reply)
             respond.ahead(task)

@@ -19,6 +19,7 @@ from dasktrain.messages import (
     Failure,
     Partial,
     State,
+    Table,
     Task,
     decode_ask,
     decode_attach,
@@ -30,6 +31,7 @@ from dasktrain.relay import Relay, Replay
 from dasktrain.touched import Touched
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.shared import SharedChannel, Store, accept
+from dasktrain.wire.tables import Changes, Copy
 from tests.malformed.mutations import JUNK, changed_bytes, changed_value
 from tests.small import fit, table
 
@@ -40,8 +42,29 @@ NUMBERS = np.arange(6, dtype=np.float32)
 ROWS = Touched(np.array([1, 5]), NUMBERS[:4].reshape(2, 2))
 PARTIALS = (Partial(2, 3, NUMBERS, None, (ROWS,)), Partial(3, 5, NUMBERS, NUMBERS.astype(np.float64)))
 Message = tuple[dict[str, Any], Sequence[Any]]
+UPDATED = State(NUMBERS, np.arange(9, dtype=np.uint8), (Table(2, rows=2, width=2, changed=np.array([1])),))
+
+
+def _update(state: State) -> Message:
+    """Return what is sent to a worker that has the parameters."""
+    changes = Changes()
+    for _ in range(2):
+        changes.begin(state)
+        message = changes.encode("a", TASK, state)
+    return message
+
+
+def _updated(header: dict[str, Any], frames: Sequence[Any]) -> None:
+    """Receive rows of parameters that came before."""
+    copy, changes = Copy(), Changes()
+    changes.begin(UPDATED)
+    copy.decode(*changes.encode("a", TASK, UPDATED))
+    copy.decode(header, frames)
+
+
 MESSAGES: tuple[tuple[Callable[..., Any], Message], ...] = (
     (decode_ask, encode_ask(TASK, State(NUMBERS, np.arange(9, dtype=np.uint8)))),
+    (_updated, _update(UPDATED)),
     (decode_attach, ({"stage": asdict(TASK)}, [b"replica", b"keys"])),
     (decode_reply, encode_reply(Answer(TASK, PARTIALS, 0.5))),
     (decode_reply, encode_reply(Bucket(TASK, 2, 4, 7, NUMBERS))),
