@@ -220,14 +220,14 @@ class Bag(nn.Module):
         return self.head(self.embedding(tokens).mean(dim=1))
 
 
-def test_sparse_gradients_are_to_rounding_those_of_dense_ones() -> None:
+def test_sparse_gradients_are_those_of_dense_ones() -> None:
     rng = np.random.default_rng(0)
     data = dt.Arrays(da.from_array(rng.integers(0, 20, (40, 3)), chunks=(7, 3)), rng.integers(0, 3, 40))
     dense = Bag(sparse=False)
     sparse = Bag(sparse=True)
     sparse.load_state_dict(dense.state_dict())
     results = [fit(data, dt.LocalWire(2), model=model) for model in (dense, sparse)]
-    torch.testing.assert_close(results[0].model.state_dict(), results[1].model.state_dict(), rtol=1e-6, atol=1e-7)
+    assert results[0].digest == results[1].digest
 
 
 # -- exact means ----------------------------------------------------------------------------------------------
