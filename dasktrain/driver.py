@@ -1,11 +1,11 @@
 """The round loop: compute shards' gradients, reduce, step, broadcast."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -20,6 +20,18 @@ from dasktrain.state import Snapshot, TrainState
 from dasktrain.strategies import Strategy, Sums, check_weight
 
 
+class Ask(NamedTuple):
+    """A round that a run needs the total of, to go on."""
+
+    kind: Kind
+    epoch: int
+    round: int
+
+
+#: what a run asks for, one after another, and is sent
+Asks = Generator[Ask, Partial, None]
+
+
 @dataclass
 class Driver:
     """One run, from ready workers to the last round.
@@ -31,7 +43,7 @@ class Driver:
     stop : threading.Event
         Set from any thread to end after the round under way.
     ended : str
-        Why the run ended: "epochs", "max_rounds", "observer" or "interrupt".
+        Why the run ended: "epochs", "max_rounds", "observer", "interrupt", or what `leave` was told.
     """
 
     run: Run
@@ -54,11 +66,31 @@ class Driver:
 
     def __post_init__(self) -> None:
         self._epoch_started = perf_counter()
+        self._left = ""
         if self.saved is not None:
             self.saved.restore(self.run, self.state, self.strategy)
 
     def drive(self) -> None:
         """Run rounds until epochs, rounds, an observer or an interrupt end them."""
+        asks, dense = self.asks(), self.state.parameters.gradient.size
+        try:
+            ask = next(asks)
+            while True:
+                try:
+                    total = self.coordinator.ask(*ask, self.state.message(), dense)
+                except Exception as error:
+                    ask = asks.throw(error)
+                else:
+                    ask = asks.send(total)
+        except StopIteration:
+            return
+
+    def leave(self, reason: str) -> None:
+        """End after the round under way."""
+        self._left = reason
+
+    def asks(self) -> Asks:
+        """Run, and yield each round whose total is needed, from the state as it is then."""
         snapshots: list[Snapshot | None] = []
         with ExitStack() as ends:  # each end is called, whatever the others raise
             for place, observer in enumerate(self.observers):
@@ -66,7 +98,7 @@ class Driver:
                 observer.start(self.run)
                 if self.saved is not None:
                     self.saved.hand_back(place, observer)
-            self._rounds()
+            yield from self._rounds()
         for snapshot in snapshots:
             if snapshot is not None:
                 self.state.restore(snapshot)
@@ -75,22 +107,22 @@ class Driver:
     def _end_observer(observer: Observer, snapshots: list[Snapshot | None]) -> None:
         snapshots.append(observer.end())
 
-    def _rounds(self) -> None:
+    def _rounds(self) -> Asks:
         cursor = self.run.cursor
         try:
             if cursor.round == self.plan.rounds:  # the run that is resumed was interrupted before it could
-                self._epoch()
+                yield from self._epoch()
             while not (reason := self._end()):
-                self._round()
+                yield from self._round()
                 if cursor.round == self.plan.rounds and not self.stop.is_set():
-                    self._epoch()
+                    yield from self._epoch()
         except WorkerLost:  # Ctrl-C reaches a LocalCluster's workers as well
             if not self.stop.is_set():
                 raise
             reason = "interrupt"
         self.ended = reason
         if cursor.round:  # in the middle of an epoch
-            record = self._epoch_record()
+            record = yield from self._epoch_record()
             if reason != "interrupt":
                 self._tell("epoch", record)
 
@@ -101,14 +133,14 @@ class Driver:
             return "interrupt"
         if run.max_rounds is not None and cursor.done >= run.max_rounds:
             return "max_rounds"
-        if cursor.wished:
-            return "observer"
+        if cursor.wished or self._left:
+            return self._left or "observer"
         return "epochs" if run.epochs is not None and cursor.epoch >= run.epochs else ""
 
-    def _round(self) -> None:
+    def _round(self) -> Asks:
         state, cursor = self.state, self.run.cursor
         started = perf_counter()
-        total = self._ask("train", cursor.epoch, cursor.round)
+        total = yield from self._total("train", cursor.epoch, cursor.round)
         assert total.sums is not None
         for observer in self.observers:
             observer.step()
@@ -124,10 +156,10 @@ class Driver:
         cursor.settled = True
         self._tell("round", record)
 
-    def _epoch(self) -> None:
+    def _epoch(self) -> Asks:
         """Evaluate, step an epoch-wise schedule, and begin the next epoch."""
         state, cursor = self.state, self.run.cursor
-        record = self._epoch_record()
+        record = yield from self._epoch_record()
         if state.scheduler and self.schedule_every == "epoch":
             if isinstance(state.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 state.scheduler.step(float(record["valid_loss" if self.evaluation else "loss"]))
@@ -137,10 +169,9 @@ class Driver:
         self._epoch_started = perf_counter()
         self._tell("epoch", record)
 
-    def _ask(self, kind: Kind, epoch: int, round: int) -> Partial:
+    def _total(self, kind: Kind, epoch: int, round: int) -> Generator[Ask, Partial, Partial]:
         """Have every shard computed and reduced."""
-        dense = self.state.parameters.gradient.size
-        total = self.coordinator.ask(kind, epoch, round, self.state.message(), dense)
+        total = yield Ask(kind, epoch, round)
         check_weight(total, self.sums, f"{kind} round {round} of epoch {epoch}")
         self.state.parameters.check(total)
         return total
@@ -162,14 +193,14 @@ class Driver:
         self.run.history.rounds.append(record)
         return record
 
-    def _epoch_record(self) -> Record:
+    def _epoch_record(self) -> Generator[Ask, Partial, Record]:
         """Record the epoch so far, evaluated unless the run was interrupted."""
         cursor, seconds = self.run.cursor, perf_counter() - self._epoch_started
         means = self.sums.means(Partial(0, self.run.shards, None, cursor.sums))
         rows = sum(self.plan.rows_of_round(done) for done in range(cursor.round))
         record: Record = {"epoch": cursor.epoch, "rounds": cursor.round, "rows": rows, **means}
         if self.evaluation is not None and self.ended != "interrupt":
-            valid = self.sums.means(self._ask("evaluate", cursor.epoch, cursor.round - 1))
+            valid = self.sums.means((yield from self._total("evaluate", cursor.epoch, cursor.round - 1)))
             record |= {f"valid_{name}": value for name, value in valid.items()}
         record |= {
             "learning_rate": self.state.learning_rate,
