@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dasktrain.data.source import Schema as Schema
     from dasktrain.data.table import Table as Table
     from dasktrain.data.text import Text as Text
+    from dasktrain.ensemble import Ensemble as Ensemble
     from dasktrain.estimators import LanguageModel as LanguageModel
     from dasktrain.estimators import Seq2Seq as Seq2Seq
     from dasktrain.estimators import TabularClassifier as TabularClassifier
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from dasktrain.running import RunStatus as RunStatus
     from dasktrain.running import runs as runs
     from dasktrain.running import stop as stop
+    from dasktrain.searching import Found as Found
+    from dasktrain.searching import Halving as Halving
+    from dasktrain.searching import search as search
     from dasktrain.strategies import GradientAveraging as GradientAveraging
     from dasktrain.trainer import Trainer as Trainer
     from dasktrain.wire.local import LocalWire as LocalWire
@@ -46,7 +50,10 @@ _HOMES = {
     "Checkpoint": "dasktrain.checkpointer",
     "Compute": "dasktrain.compute",
     "EarlyStopping": "dasktrain.observe",
+    "Ensemble": "dasktrain.ensemble",
+    "Found": "dasktrain.searching",
     "GradientAveraging": "dasktrain.strategies",
+    "Halving": "dasktrain.searching",
     "History": "dasktrain.observe",
     "LanguageModel": "dasktrain.estimators",
     "LocalWire": "dasktrain.wire.local",
@@ -74,6 +81,7 @@ _HOMES = {
     "load": "dasktrain.result",
     "models": "dasktrain.models",
     "runs": "dasktrain.running",
+    "search": "dasktrain.searching",
     "stop": "dasktrain.running",
     "text": "dasktrain.text",
 }

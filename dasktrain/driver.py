@@ -28,6 +28,10 @@ class Ask(NamedTuple):
     round: int
 
 
+class Leave(Exception):
+    """Thrown into a run that asks for a round, to end it instead; says why."""
+
+
 #: what a run asks for, one after another, and is sent
 Asks = Generator[Ask, Partial, None]
 
@@ -43,7 +47,7 @@ class Driver:
     stop : threading.Event
         Set from any thread to end after the round under way.
     ended : str
-        Why the run ended: "epochs", "max_rounds", "observer", "interrupt", or what `leave` was told.
+        Why the run ended: "epochs", "max_rounds", "observer", "interrupt", or what a `Leave` said.
     """
 
     run: Run
@@ -66,7 +70,6 @@ class Driver:
 
     def __post_init__(self) -> None:
         self._epoch_started = perf_counter()
-        self._left = ""
         if self.saved is not None:
             self.saved.restore(self.run, self.state, self.strategy)
 
@@ -84,10 +87,6 @@ class Driver:
                     ask = asks.send(total)
         except StopIteration:
             return
-
-    def leave(self, reason: str) -> None:
-        """End after the round under way."""
-        self._left = reason
 
     def asks(self) -> Asks:
         """Run, and yield each round whose total is needed, from the state as it is then."""
@@ -120,6 +119,8 @@ class Driver:
             if not self.stop.is_set():
                 raise
             reason = "interrupt"
+        except Leave as leave:
+            reason = str(leave)
         self.ended = reason
         if cursor.round:  # in the middle of an epoch
             record = yield from self._epoch_record()
@@ -133,8 +134,8 @@ class Driver:
             return "interrupt"
         if run.max_rounds is not None and cursor.done >= run.max_rounds:
             return "max_rounds"
-        if cursor.wished or self._left:
-            return self._left or "observer"
+        if cursor.wished:
+            return "observer"
         return "epochs" if run.epochs is not None and cursor.epoch >= run.epochs else ""
 
     def _round(self) -> Asks:

@@ -29,6 +29,7 @@ from dasktrain.resume import Saved, capture, identity
 from dasktrain.shipping import check_ships, explained, pack
 from dasktrain.state import Cursor, TrainState
 from dasktrain.strategies import Sums
+from dasktrain.vector import Memory, plain_memory
 from dasktrain.wire import Wire
 
 if TYPE_CHECKING:
@@ -126,21 +127,23 @@ class Fitting:
         self._stage("looking for workers")
         wire.open()
         shards = settings.shards or (saved.shards if saved else default_shards(len(wire.workers)))
-        with _told_plainly():
-            prepared = _Prepared(self, wire)
+        with told_plainly():
+            prepared = Prepared(self, wire)
         prepared.make_plans(settings, shards)
-        state = self._state(prepared)
-        with _told_plainly():
+        state = self.state(prepared, wire.memory)
+        with told_plainly():
             prepared.place()
         if saved is not None:
             saved.check(self._identity(prepared, state), prepared.fingerprints)
-        return self._training(prepared, state, saved, stop)
+        strict = settings.determinism == "strict"
+        fleet = Fleet(shards, saved.domain if saved and strict else None, strict)
+        return self.training(prepared, state, saved, fleet, Coordinator(wire, fleet, self._stage, stop), stop)
 
     def needs(self, wire: Wire) -> "Needs":
         """Find out what a run would take, from statistics of the data and one step of a copy of the optimizer."""
-        prepared = _Prepared(self, wire)
+        prepared = Prepared(self, wire)
         prepared.make_plans(self.settings, self.settings.shards or default_shards(len(wire.workers)))
-        state = self._state(prepared)
+        state = self.state(prepared, plain_memory)
         parameters = state.parameters.vector
         rows = min(CANARY_ROWS, prepared.plan.num_rows)
         return Needs(
@@ -155,13 +158,13 @@ class Fitting:
         for observer in self.trainer.observers:
             observer.stage(text)
 
-    def _state(self, prepared: "_Prepared") -> TrainState:
+    def state(self, prepared: "Prepared", memory: Memory) -> TrainState:
         """Make the module and its optimizer, once it is known to fit the data."""
         trainer = self.trainer
         module = self._module(prepared.encoding.schema)
         for batch in prepared.samples(prepared.plan.fewest_rows):
             preflight.check(module, trainer.loss, trainer.metrics, trainer.strategy, prepared.plan, batch)
-        state = TrainState(module, trainer.optimizer, trainer.scheduler, trainer.groups, prepared.wire.memory)
+        state = TrainState(module, trainer.optimizer, trainer.scheduler, trainer.groups, memory)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if trainer.schedule_every == "round" and isinstance(state.scheduler, plateau):
             raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')
@@ -180,10 +183,18 @@ class Fitting:
         check_ships(module, **{"the loss": trainer.loss}, **named)  # before copying, which fails without naming a part
         return copy.deepcopy(module) if module is trainer.model else module
 
-    def _training(self, prepared: "_Prepared", state: TrainState, saved: Saved | None, stop: Event) -> Training:
-        trainer, wire, strict = self.trainer, prepared.wire, self.settings.determinism == "strict"
+    def training(
+        self,
+        prepared: "Prepared",
+        state: TrainState,
+        saved: Saved | None,
+        fleet: Fleet,
+        coordinator: Coordinator,
+        stop: Event,
+    ) -> Training:
+        """Put together what trains, once the data are in place."""
+        trainer, wire = self.trainer, prepared.wire
         threads = saved.threads if saved else wire.threads
-        fleet = Fleet(prepared.plan.shards, saved.domain if saved and strict else None, strict)
         # Checkpoints are taken once all others have seen a round.
         observers = sorted(trainer.observers, key=lambda observer: isinstance(observer, Checkpoint))
         facts = {
@@ -210,7 +221,7 @@ class Fitting:
         )
         driver = Driver(
             run,
-            Coordinator(wire, fleet, self._stage, stop),
+            coordinator,
             prepared.plan,
             prepared.plans.get("evaluate"),
             trainer.strategy,
@@ -224,10 +235,10 @@ class Fitting:
             wire, self._job(prepared, state, threads), driver, prepared.encoding, self._stage, self.settings.ship
         )
 
-    def _identity(self, prepared: "_Prepared", state: TrainState) -> dict[str, Any]:
+    def _identity(self, prepared: "Prepared", state: TrainState) -> dict[str, Any]:
         return identity(prepared.plan, state, self.trainer.schedule_every, self.trainer.compute)
 
-    def _job(self, prepared: "_Prepared", state: TrainState, threads: int) -> Job:
+    def _job(self, prepared: "Prepared", state: TrainState, threads: int) -> Job:
         trainer = self.trainer
         return Job(
             state.module,
@@ -245,7 +256,7 @@ class Fitting:
 
 
 @contextmanager
-def _told_plainly() -> Iterator[None]:
+def told_plainly() -> Iterator[None]:
     """Have what tasks raise on workers be bad input of a kind, with what to do about it."""
     try:
         yield
@@ -259,7 +270,7 @@ def _told_plainly() -> Iterator[None]:
         raise ModelError(f"Tasks must find all they need on workers, however {explained(error)}") from error
 
 
-class _Prepared:
+class Prepared:
     """Data that was surveyed, and where it goes."""
 
     def __init__(self, fitting: Fitting, wire: Wire) -> None:

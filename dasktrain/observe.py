@@ -113,6 +113,11 @@ class Observer:
         """Take over, after `start`, what `state_dict` returned in the run that is resumed."""
 
 
+def sign_of(monitor: str, mode: Literal["min", "max"] | None = None) -> int:
+    """Return 1 if less of a figure is better, -1 if more is."""
+    return 1 if (mode or ("min" if monitor.endswith("loss") else "max")) == "min" else -1
+
+
 class EarlyStopping(Observer):
     """Stop when a figure no longer improves.
 
@@ -148,7 +153,7 @@ class EarlyStopping(Observer):
             min_delta,
             restore_best,
         )
-        self._sign = 1 if (mode or ("min" if monitor.endswith("loss") else "max")) == "min" else -1
+        self._sign = sign_of(monitor, mode)
         self.best: float | None = None
         self.best_epoch: int | None = None
 

@@ -104,23 +104,25 @@ class Replica:
         self._accumulator = Accumulator(self._parameters.gradient, self._parameters.vector, memory)
         self._outgoing = self._sending(send) if send is not None else None
         self._mode: Kind | None = None
-        self._waited = 0.0  # seconds of the task under way in which data were gathered
+        #: seconds of the task under way in which data were gathered
+        self.waited = 0.0
         self._latest: tuple[Kind, int, int] | None = None  # the round that the accumulator's memory is lent to
         #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
         self._ahead: dict[tuple[int, int, int], tuple[Rows, Batch | None]] = {}
 
     def __call__(self, task: Task, state: State) -> Answer | Failure:
         """Answer a task; whatever the user's code raises comes back as a Failure."""
-        started, self._waited = perf_counter(), 0.0
+        started = perf_counter()
         try:
-            with self._device.pinned(self.job.threads):
-                partials = self._partials(task, state)
-            return Answer(task, partials, perf_counter() - started, self._waited)
+            with self.pinned():
+                partials = self.answer(task, state)
+            return Answer(task, partials, perf_counter() - started, self.waited)
         except Exception as raised:
-            error = explained(raised) if isinstance(raised, ModuleNotFoundError) else raised
-            name = type(error).__name__ if isinstance(error, DasktrainError) else "ReplicaError"
-            text = str(error) if isinstance(error, DasktrainError) else f"{type(error).__name__}: {error}"
-            return Failure(name, text, traceback.format_exc(), task)
+            return failure_of(raised, task)
+
+    def pinned(self) -> AbstractContextManager[None]:
+        """Compute in a way that gives the same bits again."""
+        return self._device.pinned(self.job.threads)
 
     def _sending(self, send: Callable[[Bucket], None]) -> Outgoing | None:
         """Return what sends gradients in buckets, if there can be several."""
@@ -207,9 +209,11 @@ class Replica:
         try:
             return self._gathered(kind, epoch, round, shard)
         finally:
-            self._waited += perf_counter() - started
+            self.waited += perf_counter() - started
 
-    def _partials(self, task: Task, state: State) -> tuple[Partial, ...]:
+    def answer(self, task: Task, state: State) -> tuple[Partial, ...]:
+        """Return the sums of a task's nodes; call it pinned."""
+        self.waited = 0.0
         if self._latest != (task.kind, task.epoch, task.round):
             self._latest = task.kind, task.epoch, task.round
             self._accumulator.reclaim()  # of an earlier round nobody needs the answers
@@ -342,3 +346,11 @@ class Replica:
 
     def _metrics(self, scalars: np.ndarray) -> np.ndarray:
         return scalars[self.sums.layout.places["metrics"]].reshape(-1, 2)
+
+
+def failure_of(raised: Exception, task: Task) -> Failure:
+    """Return what to say of an exception, while it is handled."""
+    error = explained(raised) if isinstance(raised, ModuleNotFoundError) else raised
+    ours = isinstance(error, DasktrainError)
+    name, text = (type(error).__name__, str(error)) if ours else ("ReplicaError", f"{type(error).__name__}: {error}")
+    return Failure(name, text, traceback.format_exc(), task)

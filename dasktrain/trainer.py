@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from numbers import Integral
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from distributed import Client, LocalCluster
 from torch import nn
@@ -33,6 +33,8 @@ RESERVED = (
     *("epoch", "round", "rounds", "rows", "loss", "learning_rate", "seconds", "rows_per_second", "gradient_norm"),
     *PARTS,
 )
+#: where to train; None: see :meth:`Trainer.fit`
+Where: TypeAlias = Client | Wire | None
 Model = nn.Module | Callable[[Schema], nn.Module]
 
 
@@ -130,7 +132,7 @@ class Trainer:
         batch_size: int = 1024,
         shards: int | None = None,
         seed: int = 0,
-        client: Client | Wire | None = None,
+        client: Where = None,
         max_rounds: int | None = None,
         partition: Partitioning = "block",
         shuffle: Shuffle = "shard",
@@ -194,26 +196,11 @@ class Trainer:
         RunError
             During the run: no worker left, a loss that is NaN, a module that raised.
         """
-        _check_sources(data=data, validation=validation)
-        for name, value, choices in (
-            ("determinism", determinism, ("strict", "off")),
-            ("driver", driver, ("auto", "client", "cluster")),
-        ):
-            if value not in choices:
-                raise BadInput(f"{name} must be one of {choices}, however it is {value!r}")
-        check_shipped(ship)
-        settings = Settings(
-            _whole("epochs", 10 if epochs is None and max_rounds is None else epochs),
-            _whole("batch_size", batch_size),
-            _whole("shards", shards),
-            seed,
-            _whole("max_rounds", max_rounds),
-            partition,
-            shuffle,
-            window,
-            resume,
-            determinism,
-            tuple(ship),
+        check_sources(data=data, validation=validation)
+        if driver not in (choices := ("auto", "client", "cluster")):
+            raise BadInput(f"driver must be one of {choices}, however it is {driver!r}")
+        settings = settings_of(
+            epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism, ship
         )
         fitting = Fitting(self, data, validation, settings)
         with shipped(settings.ship), wire_of(client) as wire:
@@ -221,16 +208,54 @@ class Trainer:
                 if not isinstance(wire, DaskWire):
                     raise BadInput(f'driver="cluster" must have a Dask cluster, however client is {wire}')
                 return launch(fitting, wire.client).result()
-            stop = threading.Event()
-            asked = obeying(wire.run, wire.client, stop) if isinstance(wire, DaskWire) else nullcontext()
-            try:
-                with asked:
-                    return _in_thread(fitting.prepare(wire, stop).run, stop)
-            finally:
-                wire.close()
+            return driven(wire, lambda stop: fitting.prepare(wire, stop).run)
 
 
-def _check_sources(**sources: Source | None) -> None:
+def driven(wire: Wire, prepare: Callable[[threading.Event], Callable[[], T]]) -> T:
+    """Prepare a run here and drive it beside this thread, until it ends or someone asks it to; close the wire."""
+    stop = threading.Event()
+    asked = obeying(wire.run, wire.client, stop) if isinstance(wire, DaskWire) else nullcontext()
+    try:
+        with asked:
+            return _in_thread(prepare(stop), stop)
+    finally:
+        wire.close()
+
+
+def settings_of(
+    epochs: int | None = None,
+    batch_size: int = 1024,
+    shards: int | None = None,
+    seed: int = 0,
+    max_rounds: int | None = None,
+    partition: Partitioning = "block",
+    shuffle: Shuffle = "shard",
+    window: int = 65_536,
+    resume: str | None = None,
+    determinism: Determinism = "strict",
+    ship: Sequence[str] = (),
+) -> Settings:
+    """Check what :meth:`Trainer.fit` was asked for."""
+    if determinism not in (choices := ("strict", "off")):
+        raise BadInput(f"determinism must be one of {choices}, however it is {determinism!r}")
+    check_shipped(ship)
+    return Settings(
+        _whole("epochs", 10 if epochs is None and max_rounds is None else epochs),
+        _whole("batch_size", batch_size),
+        _whole("shards", shards),
+        seed,
+        _whole("max_rounds", max_rounds),
+        partition,
+        shuffle,
+        window,
+        resume,
+        determinism,
+        tuple(ship),
+    )
+
+
+def check_sources(**sources: Source | None) -> None:
+    """Raise BadInput naming what is no data set of ours."""
     for name, source in sources.items():
         if source is not None and not hasattr(source, "survey"):
             kind = type(source).__name__
@@ -247,7 +272,7 @@ def _whole(name: str, value: T) -> T:
 
 
 @contextmanager
-def wire_of(client: Client | Wire | None) -> Iterator[Wire]:
+def wire_of(client: Where) -> Iterator[Wire]:
     """Turn what the caller has into a wire; end only what was started here."""
     client = client or current_client()
     if client is None:

@@ -127,6 +127,10 @@ class FlatParameters:
             else:
                 self._converted.append((parameter, views[name]))
 
+    def move(self, vector: Tensor) -> None:
+        """Have parameters lie in another vector (size,) of this one's dtype, with the values they have."""
+        self._bind(vector, copy=True)
+
     def adopt(self, values: np.ndarray) -> None:
         """Have parameters be what lies in an array (size,) of the vector's dtype, as long as it lies there."""
         if values.__array_interface__["data"][0] != self.vector.data_ptr():
