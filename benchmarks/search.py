@@ -1,8 +1,8 @@
 """Eight candidates in one pass over a table of a million rows, against one after another; with the same digests.
 
 ``python -m benchmarks.search [pairs [rows]]``: 2 workers x 1 thread, 28 columns, MLPs of 32 and 64, batches of 1024,
-one epoch. What a search saves is reading, converting and gathering, and most of each round's way: of models so large that
-computing is nearly all there is, it saves nothing.
+one epoch. What a search saves is reading, converting and gathering, and most of each round's way: of models so large
+that computing is nearly all there is, it saves nothing.
 """
 
 import sys
