@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dasktrain.assessment import BINS, Assessment, assess
 from dasktrain.data.block import call, scores
 from dasktrain.data.source import Source
 from dasktrain.data.target import Indicators, Labels
@@ -64,6 +65,14 @@ class Ensemble:
         """Return the mean of each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
         with shipped(self._ship):
             return evaluate(self.model, self.encoding, data, metrics)
+
+    def assess(self, data: Source, bins: int = BINS) -> Assessment:
+        """Count on the cluster how a classifier does: confusion, ROC, precision and recall, calibration.
+
+        See :func:`dasktrain.assessment.assess`.
+        """
+        with shipped(self._ship):
+            return assess(self.model, self.encoding, data, bins)
 
 
 class _Mean(nn.Module):

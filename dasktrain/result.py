@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dasktrain.assessment import BINS, Assessment, assess
 from dasktrain.checkpoint import load_state, save_state
 from dasktrain.coordinator import Timing
 from dasktrain.data import encoding_from_json, with_function
@@ -122,6 +123,14 @@ class Result:
         """Return the mean of each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
         with shipped(self.ship):
             return evaluate(self.model, self.encoding, data, metrics)
+
+    def assess(self, data: Source, bins: int = BINS) -> Assessment:
+        """Count on the cluster how a classifier does: confusion, ROC, precision and recall, calibration.
+
+        See :func:`dasktrain.assessment.assess`.
+        """
+        with shipped(self.ship):
+            return assess(self.model, self.encoding, data, bins)
 
     def profile(self) -> Any:
         """Draw where the time went: rounds as stacked bars by part, and the work of each worker.

@@ -49,6 +49,7 @@ LEVELS = (
         "searching",
         "ensemble",
         "evaluate",
+        "assessment",
         "generate",
         "text",
         "estimators",
