@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dasktrain import balance as balance
     from dasktrain import errors as errors
     from dasktrain import models as models
     from dasktrain import text as text
@@ -76,6 +77,7 @@ _HOMES = {
     "Trainer": "dasktrain.trainer",
     "accuracy": "dasktrain.objective",
     "attach": "dasktrain.remote",
+    "balance": "dasktrain.balance",
     "check": "dasktrain.inspection",
     "errors": "dasktrain.errors",
     "load": "dasktrain.result",

@@ -12,10 +12,12 @@ from dask.delayed import Delayed
 from torch import nn
 
 from dasktrain import preflight
+from dasktrain.balance import Balance
 from dasktrain.checkpointer import Checkpoint
 from dasktrain.coordinator import Coordinator
 from dasktrain.data.block import Batch
-from dasktrain.data.source import Encoding, Schema, Source, Survey, check_surveys, strata
+from dasktrain.data.groups import Dealt, Groupable, check_apart
+from dasktrain.data.source import Encoding, Schema, Source, Survey, check_surveys, groups_of, strata
 from dasktrain.domain import pinned
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, DataError, ModelError, PlanError
@@ -55,6 +57,7 @@ class Settings:
     resume: str | None
     determinism: Determinism
     ship: tuple[str, ...] = ()
+    balance: Balance | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Fitting:
             parameters.nbytes,
             state.buffers.vector.nbytes,
             state.optimizer_bytes(),
-            prepared.plan.num_rows * next(prepared.samples(rows)).nbytes // rows,
+            int(prepared.plan.strata.sum()) * next(prepared.samples(rows)).nbytes // rows,
         )
 
     def _stage(self, text: str) -> None:
@@ -236,7 +239,7 @@ class Fitting:
         )
 
     def _identity(self, prepared: "Prepared", state: TrainState) -> dict[str, Any]:
-        return identity(prepared.plan, state, self.trainer.schedule_every, self.trainer.compute)
+        return identity(prepared.plan, state, self.trainer.schedule_every, self.trainer.compute, self.settings.balance)
 
     def _job(self, prepared: "Prepared", state: TrainState, threads: int) -> Job:
         trainer = self.trainer
@@ -252,6 +255,7 @@ class Fitting:
             prepared.fingerprints,
             prepared.encoding.collate,
             trainer.compute,
+            prepared.balance.synthesis,
         )
 
 
@@ -275,17 +279,20 @@ class Prepared:
 
     def __init__(self, fitting: Fitting, wire: Wire) -> None:
         self.wire, self.data, self.validation = wire, fitting.data, fitting.validation
+        self.balance = fitting.settings.balance or Balance()
         self._stage: Callable[[str], None] = fitting._stage
         self._stage("reading the data once for statistics")
         self.data = self.data.staged(wire.persist)
         self._surveys = self._surveyed(self.data, "training")
         check_surveys(self._surveys, "training")
         self.encoding: Encoding = self.data.fit(self._surveys)
+        self.balance.check(self.encoding.schema)
         if self.validation is not None:
             self.validation = self.validation.staged(wire.persist)
             self._valid_surveys = self._surveyed(self.validation, "validation")
             self.validation.sample(self.encoding, self._valid_surveys, 1)  # refuses what does not fit
             check_surveys(self._valid_surveys, "validation", self.encoding.target)
+            check_apart(groups_of(self._surveys), groups_of(self._valid_surveys))
 
     def _surveyed(self, source: Source, name: str) -> list[Survey]:
         """Survey a data set, and tell what will be left out of it."""
@@ -303,36 +310,53 @@ class Prepared:
 
     def make_plans(self, settings: Settings, shards: int) -> None:
         """Settle which rows each shard sees in each round, and how validation rows are read."""
-        stratified = settings.partition == "stratified"
-        if stratified and self.encoding.target is None:
-            raise PlanError(
-                'partition="stratified" must have class labels to balance, however these data have none; '
-                'use "block" or "random"'
-            )
-        by_length = self.encoding.collate.by_length and not stratified  # sorted by length, classes would not be mixed
+        grouped = None
+        if isinstance(self.data, Groupable) and self.data.group is not None:
+            grouped = Dealt.to(shards, groups_of(self._surveys))
+            self.data = self.data.by_shard(grouped)
+        self._by_class = settings.partition == "stratified" or self.balance.draws
+        if self._by_class:
+            self._check_by_class(settings.partition, grouped is not None)
+        rows = strata(self._surveys, self.encoding.target if self._by_class else None)
+        by_length = self.encoding.collate.by_length and not self._by_class  # sorted by length, classes are not mixed
         self.plan = Plan(
-            strata(self._surveys, self.encoding.target if stratified else None),
+            rows if grouped is None else grouped.strata,
             shards,
             settings.batch_size,
             settings.seed,
-            settings.partition,
+            "stratified" if self._by_class else settings.partition,
             settings.shuffle,
             settings.window,
             by_length,
+            self.balance.drawn(rows.sum(axis=0)),
+            grouped is not None,
         )
         self.plans: dict[Kind, Plan] = {"train": self.plan}
         if self.validation is not None:
             rows = strata(self._valid_surveys, None)
             self.plans["evaluate"] = Plan(rows, shards, settings.batch_size, shuffle=False, by_length=by_length)
 
+    def _check_by_class(self, partition: Partitioning, grouped: bool) -> None:
+        """Refuse to deal rows by their class what has none, or is dealt otherwise."""
+        asked = 'partition="stratified"' if partition == "stratified" else f"balance={self.balance}"
+        if self.encoding.target is None:
+            raise PlanError(f"{asked} must have class labels to balance, however these data have none; leave it out")
+        if grouped:
+            raise PlanError(
+                f"{asked} must have rows that can be dealt one by one, however group= keeps them together; leave out "
+                "one of them, or use dt.balance.ClassWeights"
+            )
+        if partition == "random":
+            raise PlanError(f'{asked} must deal every class evenly, however partition is "random"; leave that out')
+
     def place(self) -> None:
         """Convert every partition on the worker that will read most of it."""
         self._stage("converting partitions on their workers")
         self.fingerprints: dict[Kind, list[str]] = {}
-        stratified = self.plan.partition == "stratified"
-        tasks: dict[Kind, list[Delayed]] = {"train": self.data.convert(self.encoding, self._surveys, stratified)}
+        blocks = self.data.convert(self.encoding, self._surveys, self._by_class)
+        tasks: dict[Kind, list[Delayed]] = {"train": self.balance.weighed(blocks, self.encoding.target, self._surveys)}
         if self.validation is not None:
-            tasks["evaluate"] = self.validation.convert(self.encoding, self._valid_surveys, stratified)
+            tasks["evaluate"] = self.validation.convert(self.encoding, self._valid_surveys, self._by_class)
         for kind, plan in self.plans.items():
             self.fingerprints[kind] = self.wire.place(kind, tasks[kind], self._owners(plan))
 

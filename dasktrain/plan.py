@@ -11,22 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from numbers import Integral
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dasktrain.draws import Draws
 from dasktrain.errors import PlanError
+from dasktrain.permutation import Integers, permuted
 
 Partitioning = Literal["block", "random", "stratified"]
 Shuffle = Literal["shard", "epoch", "global", False]
-Integers = NDArray[np.int64]
 Count = TypeVar("Count", int, Integers)
 Lengths = Callable[["Rows"], Integers]
 
 PARTITIONINGS = ("block", "random", "stratified")
 SHUFFLES = ("shard", "epoch", "global", False)
-_DEAL, _ORDER, _WINDOW, _GLOBAL, _TURN, _LENGTH = range(6)  # what a stream of random numbers is for
+_DEAL, _ORDER, _WINDOW, _GLOBAL, _TURN, _LENGTH, _SYNTHESIS = range(7)  # what a stream of random numbers is for
 
 
 def dealt(cards: Count, hands: int, first: int) -> Count:
@@ -43,13 +44,53 @@ def shard_seed(seed: int, epoch: int, round: int, shard: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows to read, in order: row ``row[i]`` of partition ``partition[i]``. Both (rows,), int64."""
+    """Rows to read, in order: row ``row[i]`` of partition ``partition[i]``. All (rows,), int64.
+
+    Where classes are drawn from, ``copy[i]`` tells how often the epoch reads that row before, 0 for the first time.
+    """
 
     partition: Integers
     row: Integers
+    copy: Integers | None = None
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def at(self, places: "slice | NDArray[Any]") -> "Rows":
+        """Return some of these rows."""
+        return Rows(self.partition[places], self.row[places], None if self.copy is None else self.copy[places])
+
+    @staticmethod
+    def joined(parts: "Sequence[Rows]") -> "Rows":
+        """Return the rows of all parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        nothing = np.empty(0, dtype=np.int64)
+        copies = [part.copy for part in parts if part.copy is not None]
+        return Rows(
+            np.concatenate([nothing, *(part.partition for part in parts)]),
+            np.concatenate([nothing, *(part.row for part in parts)]),
+            np.concatenate(copies) if copies else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a round reads of a window.
+
+    Attributes
+    ----------
+    window : int
+        Which of the shard's in this epoch.
+    rows : Rows
+        All of the window, in order.
+    read : slice
+        Those that the round reads.
+    """
+
+    window: int
+    rows: Rows
+    read: slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +102,7 @@ class Plan:
     strata
         (partitions, classes) integers: rows of each class in each partition. Unless `partition` is
         ``"stratified"`` there is one class, the rows. A stratified partition holds its rows sorted by class.
+        If the plan is `grouped`, classes are shards, and rows are sorted by the shard that their group is dealt to.
     shards
         Logical data-parallel ranks. Each round's rows are spread over them to within one row.
     batch_size
@@ -82,6 +124,12 @@ class Plan:
     by_length
         Whether rows of like length are read together: a window's rows are sorted by length, cut into what each round
         reads of it, and the pieces are given to its rounds in a random order (in their own with ``shuffle=False``).
+    drawn
+        Rows of each class that an epoch reads, (classes,); None: those there are, each once. Another number reads each
+        row of the class as often as any other, but for once; see :class:`dasktrain.draws.Draws`.
+    grouped
+        Whether every shard reads its own class of `strata`, and nothing else: rows that belong together are in one
+        shard. Shards then differ in their rows, and each spreads its own over the rounds.
     """
 
     strata: Integers
@@ -92,8 +140,13 @@ class Plan:
     shuffle: Shuffle = "shard"
     window: int = 65_536
     by_length: bool = False
+    drawn: tuple[int, ...] | None = None
+    grouped: bool = False
+    #: rows that an epoch reads, of each class and of all
     rows_per_class: Integers = field(init=False, repr=False)
     num_rows: int = field(init=False)
+    _before: Integers = field(init=False, repr=False)  # rows of a partition that lie before those of each class
+    _draws: Draws | None = field(init=False, repr=False, default=None)
     #: shard -> ((epoch, window), rows of that window in order): the latest window each shard has read from
     _latest: dict[int, tuple[tuple[int, int], Rows]] = field(init=False, repr=False, default_factory=dict)
 
@@ -102,8 +155,8 @@ class Plan:
         object.__setattr__(
             self, "strata", strata.reshape(len(strata), -1) if strata.size else strata.reshape(len(strata), 1)
         )
+        object.__setattr__(self, "_before", self.strata.cumsum(axis=1) - self.strata)
         object.__setattr__(self, "rows_per_class", self.strata.sum(axis=0))
-        object.__setattr__(self, "num_rows", int(self.strata.sum()))
         for name, least in (("shards", 1), ("batch_size", 1), ("window", 1), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:
@@ -114,8 +167,16 @@ class Plan:
                 f"partition must be one of {PARTITIONINGS} and shuffle one of {SHUFFLES}, "
                 f"however they are {self.partition!r} and {self.shuffle!r}"
             )
-        if self.num_rows < 1:
+        if not self.strata.any():
             raise PlanError(f"The data must have rows, however {len(self.strata)} partitions hold none")
+        if self.grouped and self.strata.shape[1] != self.shards:
+            raise PlanError(
+                f"Groups must be dealt to the plan's {self.shards} shards, however they are to {self.strata.shape[1]}"
+            )
+        if self.drawn is not None:
+            object.__setattr__(self, "rows_per_class", np.asarray(self.drawn, dtype=np.int64))
+            object.__setattr__(self, "_draws", Draws(self.strata, self.drawn, self.seed, self.shuffle is not False))
+        object.__setattr__(self, "num_rows", int(self.rows_per_class.sum()))
 
     @property
     def rounds(self) -> int:
@@ -129,10 +190,19 @@ class Plan:
     @property
     def fewest_rows(self) -> int:
         """Rows of the smallest contribution of a shard that has any rows at all in its round."""
+        if self.grouped:
+            return max(1, int(self.rows_per_class[self.rows_per_class > 0].min()) // self.rounds)
         return max(1, self.num_rows // self.rounds // self.shards)
 
     def _cursor(self, round: int, shard: int) -> int:
         """Count the rows a shard has seen before a round of its epoch."""
+        if self.grouped:
+            # What is left of each shard's rows when all its rounds have as many is dealt to rounds in turn, the next
+            # shard's from where the last one's ended: so rounds, too, are within one row of each other (McNaughton's
+            # wrap-around rule, "Scheduling with Deadlines and Loss Functions", Management Science 1959).
+            each, rest = divmod(self.rows_per_class[: shard + 1], self.rounds)
+            through, before = int(rest.sum()), int(rest[:shard].sum())
+            return int(each[shard]) * round + dealt(through, self.rounds, round) - dealt(before, self.rounds, round)
         seen = dealt(self.num_rows, self.rounds, round)
         return dealt(seen, self.shards, shard + 1) - dealt(seen, self.shards, shard)
 
@@ -141,6 +211,10 @@ class Plan:
 
         ``lengths(rows)`` returns the length of each of some rows, (rows,); only a plan by length calls it.
         """
+        return Rows.joined([piece.rows.at(piece.read) for piece in self.pieces(epoch, round, shard, lengths)])
+
+    def pieces(self, epoch: int, round: int, shard: int, lengths: "Lengths | None" = None) -> list[Piece]:
+        """Return the same by the windows that the round reads from, which are one or a few."""
         start, stop = self._cursor(round, shard), self._cursor(round + 1, shard)
         size = self._cursor(self.rounds, shard)
         windows = max(1, -(-size // self.window))
@@ -149,21 +223,18 @@ class Plan:
         while start < stop:
             first = dealt(size, windows, window)
             rows = self._window(epoch, shard, window, windows, lengths)
-            piece = slice(start - first, stop - first)
-            pieces.append(Rows(rows.partition[piece], rows.row[piece]))
+            pieces.append(Piece(window, rows, slice(start - first, min(stop - first, len(rows)))))
             start, window = min(stop, first + len(rows)), window + 1
-        if len(pieces) == 1:
-            return pieces[0]
-        nothing = np.empty(0, dtype=np.int64)
-        return Rows(
-            np.concatenate([nothing, *(piece.partition for piece in pieces)]),
-            np.concatenate([nothing, *(piece.row for piece in pieces)]),
-        )
+        return pieces
+
+    def window_seed(self, epoch: int, shard: int, window: int) -> int:
+        """Return the 32-bit seed of what is made up for a window."""
+        return int(self._rng(_SYNTHESIS, epoch, shard, window).integers(2**32))
 
     def partitions(self, epoch: int, shard: int) -> dict[int, int]:
         """Return how many rows a shard has in each partition it touches; under ``"global"`` an even share of all."""
         touched: dict[int, int] = {}
-        if self.shuffle == "global":
+        if self.shuffle == "global" and not self.grouped:
             return dict(enumerate((self.strata.sum(axis=1) // self.shards).tolist()))
         start, count = self._runs(shard)
         for label in range(len(count)):
@@ -176,6 +247,9 @@ class Plan:
 
     def _runs(self, shard: int) -> tuple[Integers, Integers]:
         """Return where a shard's run begins in each class, and its length: two (classes,) arrays."""
+        if self.grouped:
+            own = np.arange(self.shards) == shard
+            return np.zeros(self.shards, dtype=np.int64), np.where(own, self.rows_per_class, 0)
         edges = np.concatenate([[0], np.cumsum(self.rows_per_class)])
         before, through = dealt(edges, self.shards, shard), dealt(edges, self.shards, shard + 1)
         return np.diff(before), np.diff(through - before)
@@ -207,11 +281,7 @@ class Plan:
             # The rows of a class are spread evenly over the epoch, each shard's every so many, at its turn.
             turn = self._turn(epoch, label, shard)
             places.append(((int(start[label]) + rank) * self.shards + turn + 0.5) / self.rows_per_class[label])
-        order = np.argsort(np.concatenate(places), kind="stable")
-        return Rows(
-            np.concatenate([piece.partition for piece in pieces])[order],
-            np.concatenate([piece.row for piece in pieces])[order],
-        )
+        return Rows.joined(pieces).at(np.argsort(np.concatenate(places), kind="stable"))
 
     def _together(self, rows: Rows, lengths: Integers, epoch: int, shard: int, first: int, window: int) -> Rows:
         """Put rows of like length into the same piece: what one round reads of a window that begins at `first`."""
@@ -228,7 +298,7 @@ class Plan:
             pieces = [pieces[number] for number in order.tolist()]
         sorted_ = np.empty(len(rows), dtype=np.int64)
         sorted_[np.concatenate(pieces)] = np.argsort(lengths, kind="stable")
-        return Rows(rows.partition[sorted_], rows.row[sorted_])
+        return rows.at(sorted_)
 
     def _turn(self, epoch: int, label: int, shard: int) -> int:
         """Return a shard's turn among all to read a row of a class; those with a row more than others come first."""
@@ -250,19 +320,22 @@ class Plan:
         partition, first, size = segments
         ends = np.cumsum(size)
         at = np.searchsorted(ends, index, side="right")
-        return Rows(partition[at], first[at] + index - (ends - size)[at])
+        place, partition = first[at] + index - (ends - size)[at], partition[at]
+        if self._draws is None:
+            return Rows(partition, self._before[partition, label] + place)
+        row, copy = self._draws.locate(epoch, label, partition, place)
+        return Rows(partition, self._before[partition, label] + row, copy)
 
     def _segments(self, epoch: int, label: int, start: int, length: int) -> Integers:
-        """Cut the run [start, start + length) of a class into (3, segments): partition, first row, rows."""
+        """Cut the run [start, start + length) of a class into (3, segments): partition, first of its places, rows."""
         order = self._deal(epoch)
-        sizes = self.strata[order, label]
+        sizes = (self.strata if self._draws is None else self._draws.strata(epoch))[order, label]
         ends = np.cumsum(sizes)
         begins = ends - sizes
         low = np.maximum(start, begins)
         size = np.minimum(start + length, ends) - low
         some = size > 0
-        first_of_class = self.strata[order, :label].sum(axis=1)
-        return np.stack([order[some], (first_of_class + low - begins)[some], size[some]])
+        return np.stack([order[some], (low - begins)[some], size[some]])
 
     def _deal(self, epoch: int) -> Integers:
         """Return the order in which partitions are dealt to shards."""
@@ -283,30 +356,6 @@ def _hand_of(card: int, cards: int, hands: int) -> int:
     if card < in_larger:
         return card // (small + 1)
     return larger + (card - in_larger) // max(small, 1)
-
-
-def permuted(index: Integers, size: int, rng: np.random.Generator) -> Integers:
-    """Send each of `index` to its place in a random permutation of ``range(size)``, in O(len(index)).
-
-    A balanced Feistel network on the next even number of bits, walked along its cycles until inside the
-    range (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
-    """
-    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    keys = rng.integers(0, 2**63, size=6, dtype=np.uint64)
-
-    def network(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = value >> half, value & mask
-        for key in keys:
-            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        return (left << half) | right
-
-    value = network(index.astype(np.uint64))
-    while (outside := value >= size).any():
-        value[outside] = network(value[outside])
-    return value.astype(np.int64)
 
 
 def rows_only(counts: Sequence[int]) -> Integers:

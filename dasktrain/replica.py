@@ -18,6 +18,7 @@ from dasktrain.buckets import Outgoing
 from dasktrain.buffers import FlatBuffers
 from dasktrain.compute import Compute, Device
 from dasktrain.data.block import Batch, Block, Collate, gather, lengths
+from dasktrain.data.synthesis import Synthesis, Synthesiser
 from dasktrain.domain import canary, digest_of_bits, made_up
 from dasktrain.errors import DasktrainError, DataError, NonFinite
 from dasktrain.events import Domain
@@ -46,6 +47,8 @@ class Job:
         Rows that are made up, for the canary: see `Replica.domain`.
     fingerprints : mapping
         Of each partition of each data set.
+    synthesis
+        What makes up rows in place of those that the plan reads again; None: they are read again.
     """
 
     module: nn.Module
@@ -59,6 +62,7 @@ class Job:
     fingerprints: Mapping[Kind, Sequence[str]]
     collate: Collate
     compute: Compute = field(default_factory=Compute)
+    synthesis: Synthesis | None = None
 
 
 #: (data set, partition number) -> block; what a lease must provide
@@ -103,6 +107,9 @@ class Replica:
         self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
         self._accumulator = Accumulator(self._parameters.gradient, self._parameters.vector, memory)
         self._outgoing = self._sending(send) if send is not None else None
+        self._synthesiser = None
+        if job.synthesis is not None:
+            self._synthesiser = Synthesiser(job.synthesis, job.plans["train"], job.collate)
         self._mode: Kind | None = None
         #: seconds of the task under way in which data were gathered
         self.waited = 0.0
@@ -200,8 +207,14 @@ class Replica:
         def read(partition: int) -> Block:
             return self._read(kind, partition)
 
-        rows = self.job.plans[kind].rows(epoch, round, shard, lambda rows: lengths(read, rows))
-        return rows, self._device.batch(gather(read, rows, self.job.collate)) if len(rows) else None
+        pieces = self.job.plans[kind].pieces(epoch, round, shard, lambda rows: lengths(read, rows))
+        rows = Rows.joined([piece.rows.at(piece.read) for piece in pieces])
+        if not len(rows):
+            return rows, None
+        batch = gather(read, rows, self.job.collate)
+        if self._synthesiser is not None and kind == "train":
+            batch = self._synthesiser(batch, read, epoch, shard, pieces)
+        return rows, self._device.batch(batch)
 
     def _waited_for(self, kind: Kind, epoch: int, round: int, shard: int) -> tuple[Rows, Batch | None]:
         """Gather what is needed now."""

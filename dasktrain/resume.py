@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dasktrain.balance import Balance
 from dasktrain.checkpoint import Store
 from dasktrain.compute import Compute
 from dasktrain.errors import BadInput
@@ -33,8 +34,15 @@ PARTS = ("run", "identity", "fingerprints", "encoding", "threads", "domain")
 MOST = 5
 
 
-def identity(plan: Plan, state: TrainState, schedule_every: str, compute: Compute) -> Facts:
+def identity(
+    plan: Plan, state: TrainState, schedule_every: str, compute: Compute, balance: Balance | None = None
+) -> Facts:
     """Return what a run and the one it goes on from must have in common, besides the data."""
+    optional = {
+        "tables": list(state.parameters.tables),
+        "balance": None if balance is None else str(balance),
+        "grouped": plan.grouped,
+    }
     trainable = {id(parameter) for parameter in state.parameters.parameters.values()}
     frozen = [(name, each) for name, each in sorted(state.module.named_parameters()) if id(each) not in trainable]
     return {
@@ -52,7 +60,7 @@ def identity(plan: Plan, state: TrainState, schedule_every: str, compute: Comput
         "scheduler": type(state.scheduler).__name__,
         "parameters": {name: list(shape) for name, shape in state.parameters.layout.shapes.items()},
         "frozen parameters": digest_of(frozen),
-    } | ({"tables": list(state.parameters.tables)} if state.parameters.tables else {})
+    } | {name: value for name, value in optional.items() if value}
 
 
 def capture(run: Run, state: TrainState, strategy: Strategy, observers: Sequence[Observer]) -> Facts:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from distributed import Client, LocalCluster
 from torch import nn
 
+from dasktrain.balance import Balance
 from dasktrain.compute import Compute
 from dasktrain.data.source import Schema, Source
 from dasktrain.errors import BadInput, known_keywords
@@ -141,6 +142,7 @@ class Trainer:
         determinism: Determinism = "strict",
         driver: Literal["auto", "client", "cluster"] = "auto",
         ship: Sequence[str] = (),
+        balance: Balance | None = None,
     ) -> Result:
         """Train on the workers of a cluster and return the trained model.
 
@@ -183,6 +185,9 @@ class Trainer:
             Packages and modules that are installed here and not on the workers, whose code is sent along, such as
             ``["mypkg"]``. That of your script, notebook and own files is in any case. What they import within
             functions is not.
+        balance
+            What is done about classes that are rare, such as ``dt.balance.Oversample()``; see
+            :mod:`dasktrain.balance`.
 
         Returns
         -------
@@ -200,7 +205,7 @@ class Trainer:
         if driver not in (choices := ("auto", "client", "cluster")):
             raise BadInput(f"driver must be one of {choices}, however it is {driver!r}")
         settings = settings_of(
-            epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism, ship
+            epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism, ship, balance
         )
         fitting = Fitting(self, data, validation, settings)
         with shipped(settings.ship), wire_of(client) as wire:
@@ -234,10 +239,13 @@ def settings_of(
     resume: str | None = None,
     determinism: Determinism = "strict",
     ship: Sequence[str] = (),
+    balance: Balance | None = None,
 ) -> Settings:
     """Check what :meth:`Trainer.fit` was asked for."""
     if determinism not in (choices := ("strict", "off")):
         raise BadInput(f"determinism must be one of {choices}, however it is {determinism!r}")
+    if not isinstance(balance, Balance | None):
+        raise BadInput(f"balance must be one of dt.balance, such as Oversample(), however it is {balance!r}")
     check_shipped(ship)
     return Settings(
         _whole("epochs", 10 if epochs is None and max_rounds is None else epochs),
@@ -251,6 +259,7 @@ def settings_of(
         resume,
         determinism,
         tuple(ship),
+        balance,
     )
 
 

@@ -14,7 +14,7 @@ import dasktrain
 
 ROOT = Path(dasktrain.__file__).parent
 LEVELS = (
-    ("errors", "plan", "fleet", "messages", "touched", "events", "pace"),
+    ("errors", "plan", "draws", "permutation", "fleet", "messages", "touched", "events", "pace"),
     (
         "replica",
         "strategies",
@@ -33,6 +33,7 @@ LEVELS = (
         "shipping",
         "config",
         "trees",
+        "balance",
         "data",
         "models",
     ),
@@ -63,7 +64,7 @@ LEVELS = (
     ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-PURE = ("fleet", "events", "pace", "plan", "reduce", "touched")
+PURE = ("draws", "fleet", "events", "pace", "permutation", "plan", "reduce", "touched")
 
 
 def name_of(path: Path) -> str:

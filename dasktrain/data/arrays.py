@@ -12,6 +12,7 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from dasktrain.data.block import Array, Batch, Block, Collate, Stack, as_block
+from dasktrain.data.groups import Dealt, Groupable, GroupSurvey
 from dasktrain.data.plain import to_json
 from dasktrain.data.source import Encoding, Input, Persist, Schema, Survey, made_up_batch
 from dasktrain.data.table import PANDAS_PARTITIONS
@@ -62,7 +63,7 @@ class ArrayEncoding:
         return {"source": "arrays", "shape": self.shape, "least": self.least, "bound": self.bound, "target": target}
 
 
-class Arrays:
+class Arrays(Groupable):
     """An array of rows and an array of their targets.
 
     Parameters
@@ -76,15 +77,18 @@ class Arrays:
         (rows,) sample weights, finite and >= 0.
     classes
         Whether y is a class label. None: unless it is floating point or has several columns.
+    group
+        (rows,) keys: rows of one key are read by one shard; see :class:`dasktrain.Table`.
     """
 
     @known_keywords
-    def __init__(self, X: Any, y: Any, weight: Any = None, classes: bool | None = None) -> None:
+    def __init__(self, X: Any, y: Any, weight: Any = None, classes: bool | None = None, group: Any = None) -> None:
         self.X = as_features(X)
         if self.X.dtype.kind not in "fiub":
             raise DataError(f"X must be numeric, however its dtype is {self.X.dtype}; use dt.Table for columns")
         self.y = like(y, self.X, "y")
         self.weight = None if weight is None else like(weight, self.X, "weight")
+        self.group = None if group is None else like(group, self.X, "group")
         self.classes = classes if classes is not None else self.y.ndim == 1 and not is_float(self.y.dtype)
         self._check_kinds()
         if self.classes and self.y.ndim != 1:
@@ -99,6 +103,8 @@ class Arrays:
                     f"{name} must be numeric with at most {most} dimensions, however it has {array.ndim} of "
                     f"{array.dtype}; convert it"
                 )
+        if self.group is not None and self.group.ndim != 1:
+            raise DataError(f"group must be a key a row, (rows,), however it has {self.group.ndim} dimensions")
         if self.y.dtype.kind == "c":
             raise DataError(f"Labels must be of a kind that can be sorted, however y is {self.y.dtype}; convert it")
 
@@ -155,14 +161,14 @@ class Arrays:
 
     def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
         """Return one task per block of rows whose result is its Block."""
-        return self._map(_convert, encoding, by_class)
+        return self._map(_convert, encoding, by_class, self.dealt)
 
     def _map(self, function: Any, *bound: Any) -> list[Delayed]:
-        payload = pack(function, *bound)
-        parts = [self.X, self.y] if self.weight is None else [self.X, self.y, self.weight]
-        columns = [part.to_delayed().ravel() for part in parts]
+        parts = {"X": self.X, "y": self.y, "weight": self.weight, "group": self.group}
+        columns = {name: part.to_delayed().ravel() for name, part in parts.items() if part is not None}
+        payload = pack(_by_name, function, bound, tuple(columns))
         run = dask.delayed(run_packed, name=f"dasktrain-{function.__name__}", pure=True)
-        return [run(payload, *pieces) for pieces in zip(*columns, strict=True)]
+        return [run(payload, *pieces) for pieces in zip(*columns.values(), strict=True)]
 
 
 def as_features(array: Any) -> da.Array:
@@ -198,8 +204,12 @@ def like(array: Any, rows: da.Array, name: str) -> da.Array:
     return array
 
 
-def _survey(classes: bool, X: Array, y: Array, weight: NDArray[np.float64] | None = None) -> Survey:
-    if not len(X) == len(y) == len(y if weight is None else weight):
+def _by_name(function: Any, bound: tuple[Any, ...], names: tuple[str, ...], *blocks: Any) -> Any:
+    return function(*bound, **dict(zip(names, blocks, strict=True)))
+
+
+def _survey(classes: bool, X: Array, y: Array, weight: NDArray[np.float64] | None = None, group: Any = None) -> Survey:
+    if not len(X) == len(y) == len(y if weight is None else weight) == len(y if group is None else group):
         raise DataError(f"X and y must have the same rows in each block, however they have {len(X)} and {len(y)}")
     bad = least = top = 0
     if X.dtype.kind in "iu" and X.size:
@@ -209,13 +219,22 @@ def _survey(classes: bool, X: Array, y: Array, weight: NDArray[np.float64] | Non
             bad = int((~finite_rows(X.astype(np.float32))).sum())
     weights = np.empty(0) if weight is None else np.asarray(weight, dtype=np.float64)
     unusable = int((~(weights >= 0) | np.isinf(weights)).sum())
-    return Survey(len(X), survey_target(y, classes), unusable, columns={"X": Extent(bad, least, top)})
+    groups = None if group is None else GroupSurvey.of(group)
+    return Survey(len(X), survey_target(y, classes), unusable, columns={"X": Extent(bad, least, top)}, groups=groups)
 
 
 def _convert(
-    encoding: ArrayEncoding, by_class: bool, X: Array, y: Array, weight: NDArray[np.float64] | None = None
+    encoding: ArrayEncoding,
+    by_class: bool,
+    dealt: Dealt | None,
+    X: Array,
+    y: Array,
+    weight: NDArray[np.float64] | None = None,
+    group: Any = None,
 ) -> Block:
     target = encoding.target.encode(y)
-    order = np.argsort(target, kind="stable") if by_class else slice(None)
+    order: Any = np.argsort(target, kind="stable") if by_class else slice(None)
+    if dealt is not None:
+        order = dealt.order(group)
     weights = None if weight is None else np.asarray(weight, dtype=np.float64)[order]
     return as_block(encoding.inputs(np.asarray(X)[order]), target[order], weights)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dasktrain.data.block import Batch, Collate, Column
+from dasktrain.data.groups import GroupSurvey
 from dasktrain.data.target import Labels, Target, TargetSurvey
 from dasktrain.domain import made_up
 from dasktrain.errors import DataError, PlanError
@@ -82,6 +83,7 @@ class Survey:
     unusable_weights: int = 0
     cut: int = 0  # texts that were longer than they may be
     columns: Mapping[str, Any] = field(default_factory=dict)  # what the source itself wants to know
+    groups: GroupSurvey | None = None
 
 
 class Encoding(Protocol):
@@ -159,8 +161,18 @@ def check_surveys(surveys: Sequence[Survey], name: str, target: Target | None = 
                 f"Every weight must be finite and not negative, however {survey.unusable_weights} of "
                 f"{survey.rows} in {where} are; drop those rows"
             )
+        if survey.groups is not None and survey.groups.missing:
+            raise DataError(
+                f"Every row must have a group, however {survey.groups.missing} of {survey.rows} in {where} have none; "
+                "fill them in or drop those rows"
+            )
         if target is not None:
             target.check(survey.target, where)
+
+
+def groups_of(surveys: Sequence[Survey]) -> list[GroupSurvey]:
+    """Return what was found of partitions' groups; nothing if rows have none."""
+    return [survey.groups for survey in surveys if survey.groups is not None]
 
 
 def strata(surveys: Sequence[Survey], target: Target | None) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from dasktrain.data.encoders import (
     is_categorical,
     is_numeric,
 )
+from dasktrain.data.groups import Dealt, Groupable, GroupSurvey
 from dasktrain.data.plain import to_json
 from dasktrain.data.source import Encoding, Input, Persist, Schema, Survey, made_up_batch
 from dasktrain.data.target import Numbers, Target, TargetSurvey, fit_labels, is_float, survey_target
@@ -110,7 +111,7 @@ def from_pandas(frame: Any) -> Any:
         return dd.from_pandas(frame, npartitions=PANDAS_PARTITIONS, sort=False)
 
 
-class Table:
+class Table(Groupable):
     """A DataFrame with one or several target columns.
 
     Parameters
@@ -127,6 +128,9 @@ class Table:
         Column of sample weights, finite and >= 0. Not a feature.
     classes
         Whether the target is a class label. None: unless it is floating point.
+    group
+        Column of keys: rows of one key are read by one shard, whichever partitions they lie in, and no key may be in
+        training and validation data both. Not a feature. Keys are dealt to shards by their hash, evenly by rows.
 
     Raises
     ------
@@ -149,6 +153,7 @@ class Table:
         categorical: Sequence[str] | None = None,
         weight: str | None = None,
         classes: bool | None = None,
+        group: str | None = None,
     ) -> None:
         if isinstance(frame, pd.DataFrame):
             frame = from_pandas(frame)
@@ -156,11 +161,12 @@ class Table:
             raise DataError(f"A Table must be made from a Dask or pandas DataFrame, however it is {type(frame)}")
         self.frame = frame
         self.target = target if isinstance(target, str) else list(target)
-        self.weight = weight
+        self.weight, self.group = weight, group
         self._targets = [target] if isinstance(target, str) else list(target)
         if not self._targets:
             raise DataError("A Table must have a target column, however target is empty")
-        self._require(*self._targets, *([weight] if weight else []), *(numeric or ()), *(categorical or ()))
+        self._others = [name for name in (weight, group) if name]
+        self._require(*self._targets, *self._others, *(numeric or ()), *(categorical or ()))
         self._check_roles(numeric, categorical)
         self.numeric = self._columns(numeric, is_numeric, categorical)
         self.categorical = self._columns(categorical, is_categorical, numeric)
@@ -192,7 +198,7 @@ class Table:
         for names, fault in (
             (list(self.frame.columns), "a name of its own, however several are called"),
             (
-                [*self._targets, *([self.weight] if self.weight else []), *(numeric or ()), *(categorical or ())],
+                [*self._targets, *self._others, *(numeric or ()), *(categorical or ())],
                 "one role, however it was given two:",
             ),
         ):
@@ -203,11 +209,11 @@ class Table:
     def _columns(self, given: Sequence[str] | None, fits: Any, other: Sequence[str] | None) -> list[str]:
         if given is not None:
             return list(given)
-        taken = {*self._targets, self.weight, *(other or ())}
+        taken = {*self._targets, *self._others, *(other or ())}
         return [name for name, dtype in self.frame.dtypes.items() if name not in taken and fits(dtype)]
 
     def _refuse_unsupported(self) -> None:
-        used = {*self._targets, self.weight, *self.numeric, *self.categorical}
+        used = {*self._targets, *self._others, *self.numeric, *self.categorical}
         for name, dtype in self.frame.dtypes.items():
             if name not in used:
                 raise DataError(
@@ -232,7 +238,8 @@ class Table:
     def survey(self) -> list[Delayed]:
         """Return one task per partition whose result is its Survey."""
         target = self._targets[0] if self.classes or isinstance(self.target, str) else self._targets
-        return self._map(_survey, tuple(self.numeric), tuple(self.categorical), target, self.classes, self.weight)
+        columns = tuple(self.numeric), tuple(self.categorical)
+        return self._map(_survey, *columns, target, self.classes, self.weight, self.group)
 
     def fit(self, surveys: Sequence[Survey]) -> TableEncoding:
         """Fit an encoding to the surveys of all partitions, in their order."""
@@ -274,10 +281,10 @@ class Table:
         target = (
             self._targets if isinstance(encoding.target, Numbers) and not encoding.target.flat else self._targets[0]
         )
-        return self._map(_convert, encoding, target, self.weight, by_class)
+        return self._map(_convert, encoding, target, self.weight, by_class, self.group, self.dealt)
 
     def _map(self, function: Any, *bound: Any) -> list[Delayed]:
-        names = [*self._targets, *self.numeric, *self.categorical, *([self.weight] if self.weight else [])]
+        names = [*self._targets, *self.numeric, *self.categorical, *self._others]
         # Two selections of one Parquet file may be repartitioned differently, and a persisted selection is
         # broken, while this stage of the optimiser is on (dask#12193, dask#12488).
         with dask.config.set({"optimization.tune.active": False}):
@@ -298,6 +305,7 @@ def _survey(
     target: Any,
     classes: bool,
     weight: str | None,
+    group: str | None,
     frame: pd.DataFrame,
 ) -> Survey:
     columns: dict[str, Moments | Values] = {name: Moments.of(floats(frame[name])) for name in numeric}
@@ -315,10 +323,21 @@ def _survey(
         survey_target(frame[target], classes),
         int((~(weights >= 0) | np.isinf(weights)).sum()),
         columns=columns,
+        groups=GroupSurvey.of(frame[group]) if group else None,
     )
 
 
-def _convert(encoding: TableEncoding, target: Any, weight: str | None, by_class: bool, frame: pd.DataFrame) -> Block:
+def _convert(
+    encoding: TableEncoding,
+    target: Any,
+    weight: str | None,
+    by_class: bool,
+    group: str | None,
+    dealt: Dealt | None,
+    frame: pd.DataFrame,
+) -> Block:
+    if dealt is not None:
+        frame = frame.iloc[dealt.order(frame[group])]
     encoded = encoding.target.encode(frame[target])
     if by_class:
         order = np.argsort(encoded, kind="stable")

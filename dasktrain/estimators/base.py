@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 
+from dasktrain.balance import Balance
 from dasktrain.data.source import Source
 from dasktrain.errors import BadInput
 from dasktrain.observe import History, Observer, Progress
@@ -109,9 +110,14 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             shards=self.shards,
             seed=self._seed() + len(earlier),  # another for rows that come again, or dropout would repeat itself
             client=self._where(in_memory),
+            balance=self._balance(),
         )
         self._earlier = earlier
         return self
+
+    def _balance(self) -> Balance | None:
+        """Return what is done about labels that are rare."""
+        return None
 
     def _seed(self) -> int:
         if isinstance(self.random_state, Integral):

@@ -10,7 +10,8 @@ from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 
-from dasktrain.data.aimed import Aim, ClassWeight
+from dasktrain.balance import Balance, ClassWeight, ClassWeights
+from dasktrain.data.aimed import Aim
 from dasktrain.data.source import Schema
 from dasktrain.data.target import Labels
 from dasktrain.errors import BadInput, known_keywords
@@ -29,6 +30,8 @@ class TabularClassifier(ClassifierMixin, Tabular):  # type: ignore[misc]
     ----------
     class_weight
         Label -> factor of its rows' weights; or ``"balanced"``: all labels weigh the same.
+    balance
+        What else is done about labels that are rare: one of :mod:`dasktrain.balance`, in place of `class_weight`.
 
     Attributes
     ----------
@@ -51,7 +54,7 @@ class TabularClassifier(ClassifierMixin, Tabular):  # type: ignore[misc]
         model: Callable[[Schema], nn.Module] | None = None,
         numeric: Sequence[str] | None = None,
         categorical: Sequence[str] | None = None,
-        class_weight: ClassWeight = None,
+        class_weight: ClassWeight | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         batch_size: int = 256,
@@ -64,6 +67,7 @@ class TabularClassifier(ClassifierMixin, Tabular):  # type: ignore[misc]
         observers: Sequence[Observer] | None = None,
         verbose: bool = False,
         warm_start: bool = False,
+        balance: Balance | None = None,
     ) -> None:
         super().__init__(
             widths,
@@ -85,6 +89,7 @@ class TabularClassifier(ClassifierMixin, Tabular):  # type: ignore[misc]
             warm_start,
         )
         self.class_weight = class_weight
+        self.balance = balance
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -97,9 +102,18 @@ class TabularClassifier(ClassifierMixin, Tabular):  # type: ignore[misc]
     def _aim(self, rows: Joined) -> Aim:
         if isinstance(rows.target, str):
             return "labels"
-        if self.class_weight is not None:
-            raise BadInput("class_weight must go with one label a row, however the target has several columns")
+        if self._balance() is not None:
+            raise BadInput(
+                "class_weight or balance must go with one label a row, however the target has several columns"
+            )
         return "indicators"
+
+    def _balance(self) -> Balance | None:
+        if self.class_weight is None:
+            return self.balance
+        if self.balance is not None:
+            raise BadInput(f"class_weight must go without balance, however that is {self.balance}; leave one out")
+        return ClassWeights(self.class_weight)
 
     @staticmethod
     def _objective(aim: Aim) -> tuple[Measure, dict[str, Measure]]:

@@ -223,13 +223,7 @@ class Tabular(Estimator):
         rows = self._joined(given, reset=not going_on)
         aim = self._aim(rows)
         latest = self.result_ if going_on else None
-        data = self._aimed(
-            rows,
-            aim,
-            labels=labels,
-            class_weight=getattr(self, "class_weight", None),
-            encoding=latest and latest.encoding,
-        )
+        data = self._aimed(rows, aim, labels=labels, encoding=latest and latest.encoding)
         validation = None if eval_set is None else self._aimed(self._joined(self._more(eval_set)), aim)
         trainer = self._trainer(aim, latest, observers)
         return self._train(trainer, data, validation, not is_dask(given.X), going_on, epochs)
