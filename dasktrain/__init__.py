@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dasktrain.searching import Found as Found
     from dasktrain.searching import Halving as Halving
     from dasktrain.searching import search as search
+    from dasktrain.splitting import split as split
     from dasktrain.strategies import GradientAveraging as GradientAveraging
     from dasktrain.trainer import Trainer as Trainer
     from dasktrain.wire.local import LocalWire as LocalWire
@@ -84,6 +85,7 @@ _HOMES = {
     "models": "dasktrain.models",
     "runs": "dasktrain.running",
     "search": "dasktrain.searching",
+    "split": "dasktrain.splitting",
     "stop": "dasktrain.running",
     "text": "dasktrain.text",
 }

@@ -54,6 +54,8 @@ class Draws:
         totals = edges[-1].tolist()
         if len(self.drawn) != len(totals):
             raise PlanError(f"drawn must have a number for each of {len(totals)} classes, however it is {self.drawn}")
+        if not any(self.drawn):
+            raise PlanError(f"An epoch must read rows, however drawn is {self.drawn}")
         for label, (total, drawn) in enumerate(zip(totals, self.drawn, strict=True)):
             if drawn < 0 or (drawn and not total):
                 raise PlanError(f"Rows must be drawn of classes that have some, however {drawn} are of class {label}")
@@ -92,7 +94,8 @@ class Draws:
     @property
     def _totals(self) -> Integers:
         """Rows of each class, or 1 where there are none, of which nothing is drawn."""
-        return np.maximum(1, self._edges[-1])
+        totals: Integers = np.maximum(1, self._edges[-1])
+        return totals
 
     def _numerators(self, epoch: int) -> Integers:
         """Return i m + q for the first row of each partition, and for the end: (partitions + 1, classes)."""

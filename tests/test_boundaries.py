@@ -34,6 +34,7 @@ LEVELS = (
         "config",
         "trees",
         "balance",
+        "splitting",
         "data",
         "models",
     ),

@@ -36,7 +36,7 @@ def hashed(keys: Any, seed: int = 0) -> Hashes:
     if pd.api.types.is_float_dtype(column.dtype):
         column = column + 0.0  # -0.0 equals 0.0
     try:
-        found: Hashes = pd.util.hash_pandas_object(column, index=False).to_numpy(dtype=np.uint64)
+        found = np.asarray(pd.util.hash_pandas_object(column, index=False), dtype=np.uint64)
     except TypeError as error:
         raise DataError(f"Groups must be strings or other plain values, however {error}; convert them") from error
     found = found + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
@@ -44,6 +44,16 @@ def hashed(keys: Any, seed: int = 0) -> Hashes:
     found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     found ^= found >> np.uint64(31)
     return found
+
+
+def require_keys(column: "pd.Series[Any]", what: str) -> None:
+    """Raise DataError if a row of a partition has no key, which is a `what`."""
+    missing = int(column.isna().sum())
+    if missing:
+        raise DataError(
+            f"Every row must have a {what} to be split by, however {missing} of {len(column)} of a partition "
+            "have none; fill them in or drop them"
+        )
 
 
 def _buckets(hashes: Hashes) -> Integers:

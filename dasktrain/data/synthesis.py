@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dasktrain.data.block import Batch, Collate, ReadBlock, gather
 from dasktrain.plan import Piece, Plan
@@ -88,7 +89,7 @@ class Synthesiser:
 
     def __call__(self, batch: Batch, read: ReadBlock, epoch: int, shard: int, pieces: Sequence[Piece]) -> Batch:
         """Return a batch of the pieces' rows with others in place of those that came before in the epoch."""
-        (features,) = batch.inputs
+        features = _features(batch)
         start = 0
         for piece in pieces:
             assert piece.rows.copy is not None
@@ -113,8 +114,7 @@ class Synthesiser:
         return made
 
     def _window(self, whole: Batch, again: NDArray[np.bool_], seed: int) -> Floats:
-        (inputs,) = whole.inputs
-        features: Floats = inputs.numpy().reshape(whole.rows, -1)
+        features = _features(whole).numpy().reshape(whole.rows, -1)
         labels = whole.target.numpy()
         classes, counts = np.unique(labels[again], return_counts=True)
         wanted = dict(zip(classes.tolist(), counts.tolist(), strict=True))
@@ -122,3 +122,10 @@ class Synthesiser:
         for label, rows in self.synthesis(features[~again], labels[~again], wanted, seed).items():
             found[labels[again] == label] = rows
         return found
+
+
+def _features(batch: Batch) -> Tensor:
+    """Return a batch's only input; that it is the only one was seen before the first round."""
+    assert isinstance(batch.inputs, tuple)
+    features: Tensor = batch.inputs[0]
+    return features
