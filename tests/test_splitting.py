@@ -1,5 +1,6 @@
 """Parts of a data set: exact, reproducible, whole groups, whole moments."""
 
+from itertools import pairwise
 from typing import Any
 
 import dask
@@ -54,7 +55,7 @@ def cut(draw: st.DrawFn) -> tuple[Any, list[float]]:
     kinds = draw(st.lists(st.sampled_from("abc"), min_size=sum(sizes), max_size=sum(sizes)))
     whole = pd.DataFrame({"id": np.arange(sum(sizes)), "kind": kinds})
     edges = np.cumsum([0, *sizes]).tolist()
-    parts = [whole.iloc[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    parts = [whole.iloc[start:stop] for start, stop in pairwise(edges)]
     shares = draw(st.lists(st.integers(1, 9), min_size=2, max_size=4))
     return dd.from_delayed([dask.delayed(part) for part in parts], meta=whole), (
         np.array(shares) / sum(shares)
@@ -102,8 +103,12 @@ def test_a_group_is_in_one_part_the_same_for_any_partitioning_and_order(
     seed: int, partitions: list[int], order: list[int]
 ) -> None:
     shuffled = rows().iloc[order]
-    frames = [dd.from_pandas(each, npartitions=n, sort=False) for each, n in zip((rows(), shuffled), partitions)]
-    ones, others = ([set(part["user"]) for part in computed(dt.split(each, group="user", seed=seed))] for each in frames)
+    frames = [
+        dd.from_pandas(each, npartitions=n, sort=False) for each, n in zip((rows(), shuffled), partitions, strict=True)
+    ]
+    ones, others = (
+        [set(part["user"]) for part in computed(dt.split(each, group="user", seed=seed))] for each in frames
+    )
     assert ones == others
     assert not ones[0] & ones[1]
     assert ones[0] | ones[1] == set(rows()["user"])
@@ -122,7 +127,7 @@ def test_groups_of_many_keys_are_about_as_many_as_the_fractions_say() -> None:
 def test_a_cut_in_time_is_the_exact_quantile(partitions: int) -> None:
     parts = computed(dt.split(frame(partitions), THIRDS, time="when"))
     assert list(map(len, parts)) == [100, 60, 40]
-    assert all(one["when"].max() < other["when"].min() for one, other in zip(parts, parts[1:], strict=False))
+    assert all(one["when"].max() < other["when"].min() for one, other in pairwise(parts))
 
 
 @few
@@ -206,7 +211,7 @@ def test_parts_of_one_moment_are_refused() -> None:
 
 
 def test_pandas_is_refused_with_what_to_use() -> None:
-    with pytest.raises(DataError, match="use dask.dataframe.from_pandas"):
+    with pytest.raises(DataError, match=r"use dask\.dataframe\.from_pandas"):
         dt.split(rows())
     with pytest.raises(DataError, match="a key a row"):
         dt.split((np.zeros((4, 2)),), group=np.zeros((4, 2)))
