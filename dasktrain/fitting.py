@@ -18,6 +18,7 @@ from dasktrain.coordinator import Coordinator
 from dasktrain.data.block import Batch
 from dasktrain.data.groups import Dealt, Groupable, check_apart
 from dasktrain.data.source import Encoding, Schema, Source, Survey, check_surveys, groups_of, strata
+from dasktrain.data.target import Labels
 from dasktrain.domain import pinned
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, DataError, ModelError, PlanError
@@ -95,6 +96,7 @@ class Training:
     encoding: Encoding
     stage: Callable[[str], None]
     ship: tuple[str, ...]
+    balance: Balance | None
 
     def run(self) -> Result:
         """Train, and close the wire."""
@@ -103,7 +105,7 @@ class Training:
             cursor = self.driver.run.cursor
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
             self.driver.drive()
-            return Result.of(self.driver.state, self.encoding, self.driver, self.ship)
+            return Result.of(self.driver.state, self.encoding, self.driver, self.ship, self.balance)
         finally:
             self.wire.close()
             self.driver.coordinator.close()
@@ -235,7 +237,13 @@ class Fitting:
             stop,
         )
         return Training(
-            wire, self._job(prepared, state, threads), driver, prepared.encoding, self._stage, self.settings.ship
+            wire,
+            self._job(prepared, state, threads),
+            driver,
+            prepared.encoding,
+            self._stage,
+            self.settings.ship,
+            self.settings.balance,
         )
 
     def _identity(self, prepared: "Prepared", state: TrainState) -> dict[str, Any]:
@@ -339,7 +347,8 @@ class Prepared:
     def _check_by_class(self, partition: Partitioning, grouped: bool) -> None:
         """Refuse to deal rows by their class what has none, or is dealt otherwise."""
         asked = 'partition="stratified"' if partition == "stratified" else f"balance={self.balance}"
-        if self.encoding.target is None:
+        target = self.encoding.target
+        if target is None or (partition != "stratified" and not isinstance(target, Labels)):
             raise PlanError(f"{asked} must have class labels to balance, however these data have none; leave it out")
         if grouped:
             raise PlanError(

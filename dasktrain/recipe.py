@@ -39,6 +39,7 @@ ROOMS = {
     "metrics": (dasktrain, dasktrain.text),
     "strategy": (dasktrain,),
     "observers": (dasktrain,),
+    "balance": (dasktrain.balance,),
 }
 #: parameters of a model that the data decides
 FROM_SCHEMA = ("num_features", "num_outputs", "cardinalities", "vocab_size", "context")
@@ -85,6 +86,7 @@ def fit_recipe(recipe: Mapping[str, Any], /, **settings: Any) -> Result:
         ``optimizer``             of `torch.optim`; ``scheduler`` of `torch.optim.lr_scheduler`, ``schedule_every``
         ``metrics``               a list: ``[accuracy]``
         ``strategy``              of dasktrain, and ``observers``, a list of them; a Progress is always there
+        ``balance``               of dasktrain.balance
         ``compute``               ``{microbatch: 64}``: keywords of :class:`dasktrain.Compute`
         ========================  ======================================================================================
 
@@ -111,6 +113,8 @@ def opened(recipe: Mapping[str, Any]) -> tuple[Trainer, dict[str, Any]]:
         raise BadInput(f"A recipe must have data, model, loss and optimizer, however it has no {missing[0]}")
     rest = dict(recipe)
     trainer = Trainer(**{name: make(rest.pop(name)) for name, make in PARTS.items() if name in rest})
+    if rest.get("balance") is not None:
+        rest["balance"] = _made("balance", rest["balance"])
     return trainer, rest | {name: _source(name, rest[name]) for name in ("data", "validation") if name in rest}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dasktrain.assessment import BINS, Assessment, assess
+from dasktrain.balance import Balance
 from dasktrain.checkpoint import load_state, save_state
 from dasktrain.coordinator import Timing
 from dasktrain.data import encoding_from_json, with_function
@@ -61,7 +62,9 @@ class Result:
     _timings: tuple[Timing, ...] = field(repr=False, default=())
 
     @staticmethod
-    def of(state: TrainState, encoding: Encoding, driver: Driver, ship: tuple[str, ...]) -> "Result":
+    def of(
+        state: TrainState, encoding: Encoding, driver: Driver, ship: tuple[str, ...], balance: Balance | None
+    ) -> "Result":
         """Take over the state of a run that ended."""
         state.parameters.release()
         plan = driver.plan
@@ -77,6 +80,8 @@ class Result:
             "window": plan.window,
             "torch": torch.__version__,
         }
+        settings |= {"grouped": True} if plan.grouped else {}
+        settings |= {} if balance is None else {"balance": str(balance)}
         # Copies, so that training the model on does not change what is saved.
         tensors = {name: tensor.clone() for name, tensor in named_state(state.module, state.optimizer)}
         return Result(

@@ -1,6 +1,7 @@
 """Rare classes: exact counts, the same bits on any number of workers and after a resume; groups that stay whole."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -19,6 +20,7 @@ from dasktrain.balance import Balance, ClassWeights, Oversample, Smote, Undersam
 from dasktrain.data.groups import SKETCH, Dealt, GroupSurvey, check_apart
 from dasktrain.data.synthesis import Neighbours
 from dasktrain.errors import BadInput, DataError
+from dasktrain.recipe import opened
 from tests.small import Watcher, fit
 from tests.test_plan import quick
 
@@ -52,7 +54,7 @@ def table(**settings: Any) -> dt.Table:
 
 
 def balanced(data: Any, workers: int = 1, **settings: Any) -> dt.Result:
-    return fit(data, dt.LocalWire(workers), **({"epochs": 2, "batch_size": 60, "window": 90} | settings))
+    return fit(data, dt.LocalWire(workers), **({"epochs": 2, "batch_size": 90, "window": 60, "shards": 4} | settings))
 
 
 @pytest.fixture
@@ -169,7 +171,8 @@ def test_digest_is_equal_on_1_2_and_3_workers_and_after_a_resume_within_an_epoch
 
 
 def test_balances_differ_and_are_part_of_what_a_run_goes_on_from(url: str) -> None:
-    digests = {balanced(table(), balance=balance).digest for balance in (*BALANCES.values(), Oversample(0.5))}
+    balances = (*BALANCES.values(), Oversample(0.5))
+    digests = {balanced(table(), balance=balance, epochs=1).digest for balance in balances}
     assert len(digests) == 6
     balanced(table(), observers=[dt.Checkpoint(url)], max_rounds=2, balance=Oversample())
     for other, message in ((Oversample(0.5), r"balance is Oversample\(ratio=0.5\) and was"), (None, "balance is None")):
@@ -191,6 +194,21 @@ def test_balance_of_an_estimator_is_that_of_the_trainer() -> None:
         dt.TabularClassifier(balance=Oversample(), class_weight="balanced", **settings).fit(frame, "kind")
 
 
+def test_a_result_tells_the_balance_and_a_recipe_names_it(tmp_path: Path) -> None:
+    assert balanced(table(), balance=Undersample(0.5)).settings["balance"] == "Undersample(ratio=0.5)"
+    assert balanced(GROUPED).settings["grouped"]
+    rare().to_parquet(tmp_path / "rows.parquet")
+    recipe: dict[str, Any] = {
+        "data": {"parquet": str(tmp_path), "table": {"target": "kind"}},
+        "model": "MLP",
+        "loss": "CrossEntropyLoss",
+        "optimizer": {"SGD": {"lr": 0.1}},
+        "balance": {"Oversample": {"ratio": 0.5}},
+    }
+    assert opened(recipe)[1]["balance"] == Oversample(0.5)
+    assert opened(recipe | {"balance": None})[1]["balance"] is None
+
+
 # -- bad input ----------------------------------------------------------------------------------------------------
 
 WITH_TEXT = dt.Table(rare(), "kind")
@@ -198,7 +216,11 @@ NUMBERS = dt.Table(rare()[["id", "x"]], "x")
 GROUPED = dt.Table(rare(), "kind", categorical=[], group="user")
 FAULTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no balance": (table(), {"balance": "smote"}, r"must be one of dt.balance, such as Oversample"),
-    "numbers": (NUMBERS, {"balance": Oversample(), "loss": nn.MSELoss()}, "class labels"),
+    "numbers": (
+        NUMBERS,
+        {"balance": Oversample(), "loss": nn.MSELoss()},
+        r"balance=Oversample.* must have class labels",
+    ),
     "weights of numbers": (NUMBERS, {"balance": ClassWeights(), "loss": nn.MSELoss()}, "must go with class labels"),
     "text": (WITH_TEXT, {"balance": Smote()}, "Rows must be numbers to lie between others"),
     "random": (table(), {"balance": Oversample(), "partition": "random"}, 'however partition is "random"'),
@@ -259,16 +281,15 @@ def test_rows_of_a_group_are_in_one_shard_whatever_partitions_they_lie_in() -> N
 
 
 def test_digest_of_groups_is_equal_on_any_workers_and_arrays_group_alike(url: str) -> None:
-    results = [balanced(GROUPED, workers, shards=5) for workers in (1, 2, 3)]
+    results = [balanced(GROUPED, workers) for workers in (1, 2, 3)]
     assert len({result.digest for result in results}) == 1
-    assert results[0].digest != balanced(dt.Table(rare().drop(columns="user"), "kind"), shards=5).digest
+    assert results[0].digest != balanced(dt.Table(rare().drop(columns="user"), "kind")).digest
     assert [record["rows"] for record in results[0].history] == [ROWS, ROWS]
-    balanced(GROUPED, 2, shards=5, observers=[dt.Checkpoint(url)], max_rounds=4)
+    balanced(GROUPED, 2, observers=[dt.Checkpoint(url)], max_rounds=3)
     assert balanced(GROUPED, 3, resume=url).digest == results[0].digest
     X, y, keys = rare()[["id", "x"]].to_numpy(), rare()["kind"].to_numpy(dtype=object), rare()["user"].to_numpy(object)
-    data = [dt.Arrays(X, y, group=group) for group in (keys, da.from_array(keys, chunks=33))]
-    assert len({balanced(each, workers).digest for each in data for workers in (1, 3)}) == 1
-    assert balanced(dt.Arrays(X, y)).digest != balanced(data[0]).digest
+    one, other = (dt.Arrays(X, y, group=group) for group in (keys, da.from_array(keys, chunks=33)))
+    assert balanced(one, 1).digest == balanced(other, 3).digest
 
 
 def test_a_round_of_groups_needs_rows_of_no_more_than_their_shards() -> None:
