@@ -136,7 +136,7 @@ def search(
         As ``fit`` takes it.
     settings
         Others of ``fit``: ``epochs``, ``batch_size``, ``shards``, ``seed``, ``max_rounds``, ``partition``, ``shuffle``,
-        ``window``, ``determinism``, ``ship``.
+        ``window``, ``determinism``, ``ship``, ``balance``.
 
     Raises
     ------
@@ -250,7 +250,9 @@ class _Search:
         rows: list[Record] = []
         for number, training in enumerate(self._trainings):
             driver, lost = training.driver, number in failed
-            results.append(None if lost else Result.of(driver.state, training.encoding, driver, training.ship))
+            results.append(
+                None if lost else Result.of(driver.state, training.encoding, driver, training.ship, training.balance)
+            )
             result = results[-1]
             rows.append(
                 self._given[number]

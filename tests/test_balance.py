@@ -1,6 +1,7 @@
 """Rare classes: exact counts, the same bits on any number of workers and after a resume; groups that stay whole."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dasktrain.data.groups import SKETCH, Dealt, GroupSurvey, check_apart
 from dasktrain.data.synthesis import Neighbours
 from dasktrain.errors import BadInput, DataError
 from dasktrain.recipe import opened
-from tests.small import Watcher, fit
+from tests.small import Watcher, fit, linear
 from tests.test_plan import quick
 
 ROWS, RARE = 400, 25
@@ -178,6 +179,16 @@ def test_balances_differ_and_are_part_of_what_a_run_goes_on_from(url: str) -> No
     for other, message in ((Oversample(0.5), r"balance is Oversample\(ratio=0.5\) and was"), (None, "balance is None")):
         with pytest.raises(BadInput, match=message):
             balanced(table(), resume=url, balance=other)
+
+
+def test_candidates_of_a_search_are_balanced_as_they_would_be_alone() -> None:
+    def make(lr: float) -> dt.Trainer:
+        return dt.Trainer(linear, nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=lr), observers=[])
+
+    settings: dict[str, Any] = {"balance": Smote(0.5), "epochs": 1, "batch_size": 90, "window": 60, "shards": 4}
+    found = dt.search(make, {"lr": [0.1, 0.2]}, table(), client=dt.LocalWire(2), **settings)
+    digests = [result.digest for result in found.results if result is not None]
+    assert digests == [make(lr).fit(table(), client=dt.LocalWire(), **settings).digest for lr in (0.1, 0.2)]
 
 
 def test_balance_of_an_estimator_is_that_of_the_trainer() -> None:

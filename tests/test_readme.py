@@ -40,7 +40,7 @@ def test_readme_block_runs(number: int, tmp_path: Path) -> None:
 
 
 def test_readme_has_blocks() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_first_model_takes_six_lines() -> None:
