@@ -237,7 +237,7 @@ class Plan:
         if self.shuffle == "global" and not self.grouped:
             return dict(enumerate((self.strata.sum(axis=1) // self.shards).tolist()))
         start, count = self._runs(shard)
-        for label in range(len(count)):
+        for label in np.flatnonzero(count).tolist():
             segments = self._segments(epoch, label, int(start[label]), int(count[label]))
             for partition, _, length in segments.T.tolist():
                 touched[partition] = touched.get(partition, 0) + length

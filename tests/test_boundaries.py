@@ -183,7 +183,9 @@ def test_importing_takes_no_time_as_names_are_found_when_they_are_used(importing
 
 def test_importing_prints_nothing_and_loads_no_extra(importing: dict[str, Any]) -> None:
     extras = {
-        name for name in importing["imported"] if is_from(name, "matplotlib", "sklearn", "IPython", "torchvision")
+        name
+        for name in importing["imported"]
+        if is_from(name, "matplotlib", "sklearn", "imblearn", "IPython", "torchvision")
     }
     assert "dasktrain" in importing["imported"]
     assert extras == set()
