@@ -7,6 +7,9 @@ gradient comes back from each: the payload, all of it through the driver's link,
   same cores: what is computed, summed and stepped is the same. It is compared with payload / bandwidth, and with what
   a bare TCP connection on the same link needs for as many bytes, one direction after the other.
 - *remote bytes* are those of the driver's interface in both directions, the scheduler's few among them.
+
+With ``--workers-per-host``, workers of one host send their gradients together; the same rounds are measured with that
+and without.
 """
 
 import json
@@ -22,6 +25,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import dask
 import numpy as np
 import torch
 from dask.distributed import Client, LocalCluster
@@ -64,26 +68,36 @@ class Meter(dt.Observer):
         self.read.append(sum(int(line[1]) + int(line[9]) for line in lines if line[0] == "eth0:"))
 
 
-def drive(scheduler: str, peer: str, rounds: str) -> dict[str, Any]:
+def drive(scheduler: str, peer: str, rounds: str, workers: str) -> dict[str, Any]:
     """Be the driver's host: what crosses the network, what a round takes with workers elsewhere and here."""
-    bare = bare_rate(peer)
+    bare, count = bare_rate(peer), int(workers)
     with Client(scheduler, timeout=PATIENCE) as client:
-        client.wait_for_workers(len(WORKERS), timeout=PATIENCE)
-        remote, read = train(client, int(rounds))
+        client.wait_for_workers(count, timeout=PATIENCE)
+        remote, read = train(client, int(rounds), count)
+        with dask.config.set({"dasktrain.shared-memory": False}):
+            apart, read_apart = train(client, int(rounds), count) if count > len(WORKERS) else (remote, read)
     with (
-        LocalCluster(n_workers=len(WORKERS), threads_per_worker=1, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        local, _ = train(client, int(rounds))
-    return {"bare": bare, "remote": remote, "local": local, "bytes": np.diff(read)[WARM - 1 :].tolist()}
+        local, _ = train(client, int(rounds), count)
+    return {"bare": bare, "remote": remote, "local": local, "bytes": carried(read)} | (
+        {"apart": apart, "bytes apart": carried(read_apart)} if count > len(WORKERS) else {}
+    )
 
 
-def train(client: Client, rounds: int) -> tuple[list[float], list[int]]:
+def carried(read: list[int]) -> list[int]:
+    """Return the bytes of each round."""
+    found: list[int] = np.diff(read)[WARM - 1 :].tolist()
+    return found
+
+
+def train(client: Client, rounds: int, workers: int) -> tuple[list[float], list[int]]:
     """Return the seconds of rounds, and what the interface had carried after each, from the first on."""
     rng, meter = np.random.default_rng(0), Meter()
     data = dt.Arrays(rng.normal(size=(64, INPUTS)).astype(np.float32), rng.integers(0, CLASSES, 64))
     trainer = dt.Trainer(model(), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.01), observers=[meter])
-    settings = {"batch_size": ROWS, "shards": len(WORKERS), "max_rounds": rounds + WARM, "driver": "client"}
+    settings = {"batch_size": max(ROWS, workers), "shards": workers, "max_rounds": rounds + WARM, "driver": "client"}
     result = trainer.fit(data, client=client, **settings)
     return [record["seconds"] for record in result.history.rounds[WARM:]], meter.read
 
@@ -111,7 +125,7 @@ def drain(address: str) -> None:
 # -- around the hosts -------------------------------------------------------------------------------------------
 
 
-def measured(network: Network, folder: Path, rounds: int, mbit: int) -> dict[str, Any]:
+def measured(network: Network, folder: Path, rounds: int, mbit: int, workers_per_host: int) -> dict[str, Any]:
     """Start everything on its host, and return what the driver says."""
     for host in (DRIVER, *WORKERS):
         network.shape(host, "tbf", "rate", f"{mbit}mbit", "burst", "1mb", "latency", "20ms")
@@ -135,8 +149,9 @@ def measured(network: Network, folder: Path, rounds: int, mbit: int) -> dict[str
             "--no-dashboard",
             **quiet,
         )
-        for host in WORKERS:
-            place = ("--host", network.address(host), "--local-directory", str(folder / host))
+        workers = [(host, str(number)) for host in WORKERS for number in range(workers_per_host)]
+        for host, number in workers:
+            place = ("--host", network.address(host), "--local-directory", str(folder / (host + number)))
             start(
                 host,
                 *PYTHON,
@@ -153,7 +168,8 @@ def measured(network: Network, folder: Path, rounds: int, mbit: int) -> dict[str
         draining = start(WORKERS[0], *PYTHON, __spec__.name, "drain", peer, stdout=subprocess.PIPE)
         assert draining.stdout is not None
         draining.stdout.readline()
-        driver = start(DRIVER, *PYTHON, __spec__.name, "drive", scheduler, peer, str(rounds), stdout=subprocess.PIPE)
+        told = ("drive", scheduler, peer, str(rounds), str(len(workers)))
+        driver = start(DRIVER, *PYTHON, __spec__.name, *told, stdout=subprocess.PIPE)
         said, _ = driver.communicate()
     if driver.returncode:
         raise RuntimeError(f"The driver must say what it measured, however it failed; the others:\n{logged(folder)}")
@@ -166,11 +182,11 @@ def logged(folder: Path) -> str:
     return (folder / "log").read_text()[-3000:]
 
 
-def figures(found: dict[str, Any], mbit: int) -> dict[str, Any]:
-    """Compare what was measured with the payload."""
+def figures(found: dict[str, Any], mbit: int, workers: int = len(WORKERS)) -> dict[str, Any]:
+    """Compare what was measured with the payload: parameters to each worker, and a gradient from each host."""
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in model().parameters())
-    payload = parameters * 4 * len(WORKERS) * 2  # out to each worker, and back
+    payload = parameters * 4 * (workers + len(WORKERS))
     at_line_rate, local = payload / (mbit * 1e6 / 8), float(np.median(found["local"]))
     wire = [seconds - local for seconds in found["remote"]]
     return {
@@ -184,18 +200,21 @@ def figures(found: dict[str, Any], mbit: int) -> dict[str, Any]:
         "wire time / (payload / bandwidth)": spread(wire, 1 / at_line_rate),
         "wire time / bare connection": spread(wire, found["bare"] / payload),
         "remote bytes / payload": spread(found["bytes"], 1 / payload),
+        **({"a round of workers that send apart, s": spread(found["apart"])} if "apart" in found else {}),
+        **({"remote bytes apart / payload": spread(found["bytes apart"], 1 / payload)} if "apart" in found else {}),
         "goal": "wire time <= 1.15 x payload / bandwidth; remote bytes <= 1.02 x payload",
     }
 
 
-def run(rounds: int, mbit: int) -> None:
+def run(rounds: int, mbit: int, workers_per_host: int) -> None:
     """Measure and write; without namespaces, say why there is nothing to measure."""
     if (reason := missing()) is not None:
         print(f"network: not measured. {reason}")
         return
     with tempfile.TemporaryDirectory() as folder, connected(DRIVER, *WORKERS) as network:
-        found = measured(network, Path(folder), rounds, mbit)
-    write("network", {"rounds": rounds, **figures(found, mbit)})
+        found = measured(network, Path(folder), rounds, mbit, workers_per_host)
+    name = "network" if workers_per_host == 1 else f"network-{workers_per_host}-workers-per-host"
+    write(name, {"rounds": rounds, **figures(found, mbit, len(WORKERS) * workers_per_host)})
 
 
 PARTS = {"drive": drive, "drain": drain}
@@ -207,4 +226,5 @@ if __name__ == "__main__":
         parser = ArgumentParser(description=__doc__)
         parser.add_argument("--rounds", type=int, default=ROUNDS)
         parser.add_argument("--mbit", type=int, default=MBIT)
+        parser.add_argument("--workers-per-host", type=int, default=1)
         run(**vars(parser.parse_args()))

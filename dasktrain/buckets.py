@@ -1,8 +1,9 @@
 """A gradient in parts of a few megabytes, so that sending it, and adding it up, begins before all of it is known."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -114,8 +115,8 @@ class Outgoing:
                 self._send(Bucket(self._task, *self._node, bucket.start, self._into.vector[bucket].numpy()))
 
 
-class Incoming:
-    """On the driver: what has come of a round's gradient, each bucket added as far up the tree as that can be done.
+class Rising:
+    """Parts of sums of nodes, each added as far up the tree as that can be done, in whatever order they come.
 
     So memory is needed for what is under way and for what waits for workers that are late, not for every answer. A
     bucket that comes twice counts once, whichever worker it is from; of one that is lost with its worker the others
@@ -125,27 +126,35 @@ class Incoming:
     ----------
     shards
         Leaves of the tree.
+    done
+        Called with each part that goes no further: its first number, its node and its values, None if it is the sum of
+        nothing; they may change afterwards.
     """
 
-    def __init__(self, shards: int) -> None:
-        self._shards = shards
-        self._total: Vector = np.empty(0, dtype=np.float32)
+    def __init__(self, shards: int, done: Callable[[int, Node, Vector | None], None]) -> None:
+        self._shards, self._done = shards, done
+        self._size, self._dtype = 0, np.dtype(np.float32)
+        self._tops: set[Node] = set()
         self._sums: dict[int, dict[Node, Vector | None]] = {}  # of each bucket, by its first number
         self._free: list[Vector] = []
-        self._finite = True
 
     def __bool__(self) -> bool:
-        """Whether a part of the round under way has come."""
+        """Whether a part of the gradient under way has come."""
         return bool(self._sums)
 
-    def begin(self, like: Vector) -> None:
-        """Begin with a round, whose gradient has the shape and dtype of `like`."""
-        if (self._total.shape, self._total.dtype) != (like.shape, like.dtype):
-            self._total, self._free = np.empty_like(like), []
+    @property
+    def offsets(self) -> range:
+        """The first number of each bucket."""
+        return range(0, self._size, SIZE)
+
+    def start(self, size: int, dtype: np.dtype[Any], tops: Iterable[Node]) -> None:
+        """Begin with a gradient of so many numbers, whose parts rise as far as `tops`."""
         for nodes in self._sums.values():
             for values in nodes.values():
                 self._forget(values)
-        self._sums, self._finite = {}, True
+        if (self._size, self._dtype) != (size, dtype):
+            self._size, self._dtype, self._free = size, dtype, []
+        self._sums, self._tops = {}, set(tops)
 
     def add(self, bucket: Bucket) -> None:
         """Add a bucket, whose values may change afterwards.
@@ -155,15 +164,92 @@ class Incoming:
         ReductionError
             It is no part of the gradient, or of no node.
         """
-        values, size = bucket.values, len(self._total)
+        values, size = bucket.values, self._size
         wanted = min(SIZE, size - bucket.offset)
         if bucket.offset % SIZE or not 0 <= bucket.offset < size or len(values) != wanted or wanted < 1:
             raise ReductionError(
                 f"Buckets must be parts of {size} numbers, however {len(values)} begin at {bucket.offset}; report this"
             )
-        if values.dtype != self._total.dtype:
-            raise ReductionError(f"Buckets must be {self._total.dtype}, however one is {values.dtype}; report this")
-        self._add(bucket.offset, (bucket.start, bucket.stop), values)
+        if values.dtype != self._dtype:
+            raise ReductionError(f"Buckets must be {self._dtype}, however one is {values.dtype}; report this")
+        self.put(bucket.offset, (bucket.start, bucket.stop), values)
+
+    def put(self, offset: int, node: Node, values: Vector | None) -> None:
+        """Take a part of the sum of a node, None if it is that of nothing, and go up while the sibling is here."""
+        above = siblings(*node, self._shards)
+        nodes = self._sums.setdefault(offset, {})
+        if any(_holds(other, node) for other in nodes):
+            return
+        for inner in [other for other in nodes if _holds(node, other)]:
+            self._forget(nodes.pop(inner))
+        ours = False
+        for sibling, parent in above:
+            if sibling not in nodes:
+                break
+            other = nodes.pop(sibling)
+            if values is None:
+                values, ours = other, True
+            elif other is not None:
+                added = self._plus(other, values)
+                if ours:
+                    self._forget(values)
+                values, ours = added, True
+            node = parent
+        if node in self._tops:
+            self._done(offset, node, values)
+            if ours:
+                self._forget(values)
+            nodes[node] = None
+        else:
+            nodes[node] = values if values is None or ours else self._copied(values)
+
+    def rest(self) -> Iterator[tuple[int, Node, Vector]]:
+        """Yield what waits for a sibling: the first number of a part, its node and its values."""
+        for offset, nodes in self._sums.items():
+            yield from ((offset, node, values) for node, values in nodes.items() if values is not None)
+
+    @staticmethod
+    def _plus(ours: Vector, other: Vector) -> Vector:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused once, at the root
+            added: Vector = np.add(ours, other, out=ours)
+        return added
+
+    def _copied(self, values: Vector) -> Vector:
+        memory = self._memory()
+        memory[: len(values)] = values
+        return memory[: len(values)]
+
+    def _memory(self) -> Vector:
+        with suppress(IndexError):  # rather than look first, since another thread may take the last
+            return self._free.pop()
+        return np.empty(SIZE, dtype=self._dtype)
+
+    def _forget(self, values: Vector | None) -> None:
+        """Use memory of ours again."""
+        if values is not None and values.base is not None:
+            self._free.append(values.base)
+
+
+class Incoming(Rising):
+    """On the driver: what has come of a round's gradient, which rises to the sum over all shards.
+
+    Parameters
+    ----------
+    shards
+        Leaves of the tree.
+    """
+
+    def __init__(self, shards: int) -> None:
+        super().__init__(shards, self._arrive)
+        self._total: Vector = np.empty(0, dtype=np.float32)
+        self._finite = True
+
+    def begin(self, like: Vector) -> None:
+        """Begin with a round, whose gradient has the shape and dtype of `like`."""
+        if (self._total.shape, self._total.dtype) != (like.shape, like.dtype):
+            self._total = np.empty_like(like)
+        self._finite = True
+        self.start(len(like), like.dtype, [(0, self._shards)])
 
     def complete(self, partials: Sequence[Partial], each: Each = map) -> Vector:
         """Add the vectors of those partials that came in one piece; return the sum over all shards.
@@ -180,74 +266,26 @@ class Incoming:
             for sent in partials:
                 node = sent.start, sent.stop
                 if sent.vector is not None:
-                    self._add(offset, node, sent.vector[offset : offset + SIZE])
+                    self.put(offset, node, sent.vector[offset : offset + SIZE])
                 elif sent.sums is None:  # without: it came in buckets
-                    self._add(offset, node, None)
+                    self.put(offset, node, None)
             if (0, self._shards) not in self._sums[offset]:
                 raise ReductionError(f"All of a gradient must come, however not all at {offset} did; report this")
 
-        offsets = range(0, len(self._total), SIZE)
-        for offset in offsets:
+        for offset in self.offsets:
             self._sums.setdefault(offset, {})
-        for _ in each(finish, offsets):
+        for _ in each(finish, self.offsets):
             pass
         if not self._finite:
             raise NonFinite(NOT_FINITE)
         return self._total
 
-    def _add(self, offset: int, node: Node, values: Vector | None) -> None:
-        """Take the sum of a node, None if it is that of nothing, and go up while the sibling is here."""
-        nodes = self._sums.setdefault(offset, {})
-        if any(_holds(other, node) for other in nodes):
-            return
-        for inner in [other for other in nodes if _holds(node, other)]:
-            self._forget(nodes.pop(inner))
-        ours = False
-        for sibling, parent in siblings(*node, self._shards):
-            if sibling not in nodes:
-                break
-            other = nodes.pop(sibling)
-            if values is None:
-                values, ours = other, True
-            elif other is not None:
-                added = self._plus(other, values)
-                if ours:
-                    self._forget(values)
-                values, ours = added, True
-            node = parent
-        nodes[node] = self._kept(offset, node, values, ours)
-
-    @staticmethod
-    def _plus(ours: Vector, other: Vector) -> Vector:
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused once, at the root
-            added: Vector = np.add(ours, other, out=ours)
-        return added
-
-    def _kept(self, offset: int, node: Node, values: Vector | None, ours: bool) -> Vector | None:
-        """Have a node's sum lie in memory of ours, and that of all shards where it belongs."""
-        if node == (0, self._shards):
-            place = self._total[offset : offset + SIZE]
-            place[:] = 0 if values is None else values
-            if not is_finite(place):  # never the other way round: another thread may have found that
-                self._finite = False
-            if ours:
-                self._forget(values)
-            return None
-        if values is None or ours:
-            return values
-        memory = self._memory()
-        memory[: len(values)] = values
-        return memory[: len(values)]
-
-    def _memory(self) -> Vector:
-        with suppress(IndexError):  # rather than look first, since another thread may take the last
-            return self._free.pop()
-        return np.empty(SIZE, dtype=self._total.dtype)
-
-    def _forget(self, values: Vector | None) -> None:
-        """Use memory of ours again."""
-        if values is not None and values.base is not None:
-            self._free.append(values.base)
+    def _arrive(self, offset: int, node: Node, values: Vector | None) -> None:
+        """Have the sum over all shards lie where it belongs."""
+        place = self._total[offset : offset + SIZE]
+        place[:] = 0 if values is None else values
+        if not is_finite(place):  # never the other way round: another thread may have found that
+            self._finite = False
 
 
 def _holds(outer: Node, inner: Node) -> bool:

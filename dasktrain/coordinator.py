@@ -269,11 +269,11 @@ class Coordinator:
         return list(answer.partials)
 
     def _receive(self, received: Received) -> None:
-        """Add a part of an answer, unless all of it came from another worker, or it is of an old round."""
+        """Add a part of an answer, or of several, unless all came from other workers, or it is of an old round."""
         self._compare(received)
         bucket = received.bucket
         task = bucket.task
-        if not self._fleet.lacks(task):
+        if not self._fleet.lacks_some(task):
             return
         if not task.start <= bucket.start < bucket.stop <= task.stop:
             raise ReductionError(

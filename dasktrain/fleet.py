@@ -95,6 +95,10 @@ class Fleet:
         """Return whether an answer to `task` is to be used: it is of this round and nobody else's came first."""
         return self._of_round(task) and self._open.issuperset(_shards(task))
 
+    def lacks_some(self, task: Task) -> bool:
+        """Return whether a part of an answer to `task` may be used: of its shards some are of this round and open."""
+        return self._of_round(task) and not self._open.isdisjoint(_shards(task))
+
     def is_late(self, worker: str) -> bool:
         """Return whether a busy member is known to be slow, or has been since an older round."""
         return worker in self._slow or not self._of_round(self._busy[worker])

@@ -6,7 +6,7 @@ A message travels as a header of plain values (msgpack or JSON will do) and a li
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -113,6 +113,43 @@ class Failure:
     task: Task | None = field(default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What gradients are like that are sent in buckets: leaves of the tree, numbers, and their dtype."""
+
+    shards: int
+    size: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """Send by way of another worker of this host, which takes connections at a gate."""
+
+    gate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """Send for other workers of this host as well, whose tasks follow this worker's shard by shard."""
+
+    tasks: tuple[Task, ...]
+
+
+#: how an answer is to be sent; None: as ever
+Way = Via | Joint | None
+
+
+def encode_way(way: Way) -> Header:
+    """Turn the way of an answer into a part of the header that asks for it."""
+    match way:
+        case Via(gate):
+            return {"via": gate}
+        case Joint(tasks):
+            return {"joint": [(task.start, task.stop) for task in tasks]}
+    return {}
+
+
 def encode_ask(task: Task, state: State) -> tuple[Header, list[Vector]]:
     """Turn a task and its state into header and arrays."""
     return {"task": _plain(task), "dtype": state.parameters.dtype.name}, [state.parameters, state.buffers]
@@ -141,6 +178,39 @@ def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
     """
     parameters, buffers = frames
     return _task(header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
+
+
+@reading()
+def decode_way(header: Header, task: Task) -> Way:
+    """Return the way that the answer to a task is to be sent.
+
+    Raises
+    ------
+    WireError
+        It is not what `encode_way` makes.
+    """
+    if "via" in header:
+        return Via(_of(str, header["via"]))
+    if "joint" not in header:
+        return None
+    tasks, end = [], task.stop
+    for start, stop in header["joint"]:
+        if _of(int, start) != end or _of(int, stop) <= start:
+            raise ValueError(f"shards {start} to {stop} do not follow {end}")
+        tasks.append(replace(task, start=start, stop=stop))
+        end = stop
+    return Joint(tuple(tasks))
+
+
+def encode_mark(mark: str, task: Task) -> Header:
+    """Turn what one worker tells another of a task into a header."""
+    return {"mark": mark, "task": _plain(task)}
+
+
+@reading()
+def decode_mark(header: Header) -> tuple[str, Task]:
+    """Return what another worker tells, and of which task."""
+    return _of(str, header["mark"]), _task(header["task"])
 
 
 def encode_attach(task: Task, replica: bytes, keys: bytes) -> tuple[Header, list[bytes]]:

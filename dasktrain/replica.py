@@ -22,7 +22,7 @@ from dasktrain.data.synthesis import Synthesis, Synthesiser
 from dasktrain.domain import canary, digest_of_bits, made_up
 from dasktrain.errors import DasktrainError, DataError, NonFinite
 from dasktrain.events import Domain
-from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Task, Vector
+from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Stream, Task, Vector
 from dasktrain.objective import Measure, Objective, detached, measure
 from dasktrain.plan import Plan, Rows, shard_seed
 from dasktrain.reduce import fold, spine, subtrees
@@ -137,6 +137,14 @@ class Replica:
         outgoing = Outgoing(self._trainable[: len(layout.shapes)], layout, self._accumulator, send)
         early = self.job.strategy.is_gradient and not self._device.is_gpu
         return outgoing if outgoing.worthwhile and early else None
+
+    @property
+    def stream(self) -> Stream | None:
+        """What gradients are like, if they are sent in buckets."""
+        if self._outgoing is None:
+            return None
+        dtype = str(self._parameters.vector.dtype).removeprefix("torch.")
+        return Stream(self.job.plans["train"].shards, self._parameters.gradient.size, dtype)
 
     def ahead(self, task: Task) -> None:
         """Gather the rows of the training round after `task`, as if the same shards will be asked for."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dasktrain as dt
 from dasktrain import buckets
 from dasktrain.accumulate import Accumulator, Gradients, Sum
-from dasktrain.buckets import Incoming, Outgoing
+from dasktrain.buckets import Incoming, Outgoing, Rising
 from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Bucket, Partial, Task
 from dasktrain.reduce import fold, siblings, spine, split, subtrees
@@ -110,6 +110,50 @@ def test_the_sum_is_that_of_the_tree_in_any_order_twice_or_from_the_dead(
             vector = summed(vectors, start, stop)
             scalars = None if vector is None else np.ones(1)
             partials.append(Partial(start, stop, vector if (start, stop) in whole else None, scalars))
+        found, wanted = incoming.complete(partials), summed(vectors, 0, shards)
+        assert found.tobytes() == (np.zeros(size, np.float32) if wanted is None else wanted).tobytes()
+
+
+@given(
+    shards=st.integers(1, 12),
+    size=st.integers(1, 4 * SIZE),
+    empty=st.sampled_from([0.0, 0.4]),
+    seed=st.integers(0, 2**32),
+    data=st.data(),
+)
+def test_the_sum_is_that_of_the_tree_if_some_is_added_on_the_way(
+    shards: int, size: int, empty: float, seed: int, data: st.DataObject
+) -> None:
+    vectors = leaves(shards, size, seed, empty)
+    cuts = [0, *sorted(data.draw(st.lists(st.integers(0, shards), max_size=4))), shards]
+    first, last = sorted(data.draw(st.tuples(*[st.sampled_from(cuts)] * 2)))  # what is added on the way
+    tops = list(subtrees(first, last, shards))
+    passed: list[Bucket] = []
+
+    def passes(offset: int, node: tuple[int, int], values: np.ndarray | None) -> None:
+        assert node in tops
+        if values is not None:
+            passed.append(Bucket(TASK, *node, offset, values.copy()))
+
+    rising, incoming = Rising(shards, passes), Incoming(shards)
+    for _ in range(2):
+        rising.start(size, np.dtype(np.float32), tops)
+        incoming.begin(np.zeros(size, dtype=np.float32))
+        nodes = [node for start, stop in pairwise(cuts) for node in subtrees(start, stop, shards)]
+        parts = [(node, offset) for node in nodes for offset in range(0, size, SIZE)]
+        for node, offset in data.draw(st.permutations(parts)):
+            vector, inside = summed(vectors, *node), first <= node[0] < node[1] <= last
+            if inside and data.draw(st.integers(0, 9)) > 0:  # or it comes too late for that
+                rising.put(offset, node, None if vector is None else vector[offset : offset + SIZE])
+                if data.draw(st.booleans()):
+                    continue
+            if vector is not None:  # or as well: whoever gave it was not sure
+                incoming.add(Bucket(TASK, *node, offset, vector[offset : offset + SIZE]))
+        passed += [Bucket(TASK, *node, offset, values) for offset, node, values in rising.rest()]
+        for bucket in data.draw(st.permutations(passed)):
+            incoming.add(bucket)
+        passed.clear()
+        partials = [Partial(*node, None, None if summed(vectors, *node) is None else np.ones(1)) for node in nodes]
         found, wanted = incoming.complete(partials), summed(vectors, 0, shards)
         assert found.tobytes() == (np.zeros(size, np.float32) if wanted is None else wanted).tobytes()
 

@@ -109,6 +109,20 @@ def test_numbers_cross_the_connection_only_if_memory_is_not_shared(share: bool) 
         assert len(raw.recv(1 << 20)) > 32_000
 
 
+@given(start=st.integers(0, 9), count=st.integers(0, 9), others=st.integers(0, 5))
+def test_a_part_of_an_array_is_read_where_it_lies(start: int, count: int, others: int) -> None:
+    ours = Store()
+    with sharing(ours, Store()) as (driver, worker):
+        whole = [numbers(ours, 10) for _ in range(others + 1)][others // 2]
+        whole[:] = np.arange(10)
+        part = whole[start : start + count]
+        driver.send({}, [part])
+        _, (read,) = received(worker)
+        assert read.tolist() == part.tolist()
+        whole += 1
+        assert read.tolist() == part.tolist()
+
+
 def test_memory_is_handed_over_once_and_not_with_every_message() -> None:
     ours = Store()
     with sharing(ours, Store()) as (driver, worker):
@@ -283,10 +297,11 @@ def known() -> Iterator[tuple[SharedChannel, SharedChannel]]:
 
 
 NAMES: list[Any] = [
-    *([[0, number, 24]] for number in (-1, 2, 10**30, 1.0, "1", None, [])),
-    *([[0, 1, size]] for size in (25, -1, 10**30, 2.5, "24", None)),
-    *([[place, 1, 24]] for place in (1, -1, 10**30, 0.0, "0", None)),
-    *([[0, 1]], [[0, 1, 24, 1]], [0], [[]], "abc", {"abc": 1}, None, 5),
+    *([[0, number, 0, 24]] for number in (-1, 2, 10**30, 1.0, "1", None, [])),
+    *([[0, 1, start, 8]] for start in (17, -1, 10**30, 0.5, "0", None)),
+    *([[0, 1, 0, size]] for size in (25, -1, 10**30, 2.5, "24", None)),
+    *([[place, 1, 0, 24]] for place in (1, -1, 10**30, 0.0, "0", None)),
+    *([[0, 1]], [[0, 1, 24]], [[0, 1, 0, 24, 1]], [0], [[]], "abc", {"abc": 1}, None, 5),
 ]
 
 
@@ -301,7 +316,7 @@ def test_names_that_make_no_sense_are_refused(known: tuple[SharedChannel, Shared
 @pytest.mark.parametrize("turn", [{}, *({"turn": turn} for turn in (None, "x", [], float("inf"), float("nan")))])
 def test_turns_that_make_no_sense_are_refused(known: tuple[SharedChannel, SharedChannel], turn: dict[str, Any]) -> None:
     receiver, sender = known
-    sender.send({"shared": [[0, 1, 24]]} | turn)
+    sender.send({"shared": [[0, 1, 0, 24]]} | turn)
     with pytest.raises(WireError, match="must be named by numbers"):
         receiver.receive(PATIENCE)
 
@@ -343,7 +358,7 @@ def test_memory_that_could_be_taken_away_is_refused_and_closed(
         descriptor, name = make()
         socket.send_fds(theirs, [size], [descriptor])
         os.close(descriptor)
-        peer.send({"shared": [[0, 0, 8]], "turn": 0})
+        peer.send({"shared": [[0, 0, 0, 8]], "turn": 0})
         with pytest.raises(WireError, match="Shared memory must"):
             channel.receive(PATIENCE)
         assert opened(os.getpid(), name) == 0
@@ -353,7 +368,7 @@ def test_a_size_without_memory_is_refused() -> None:
     (messages, raw), (descriptors, theirs) = socket.socketpair(), socket.socketpair()
     with theirs, closing(Channel(raw)) as peer, closing(SharedChannel(messages, descriptors, Store(), True)) as channel:
         theirs.sendall(struct.pack("<Q", 4096))
-        peer.send({"shared": [[0, 0, 8]], "turn": 0})
+        peer.send({"shared": [[0, 0, 0, 8]], "turn": 0})
         with pytest.raises(WireError, match="must be handed over before it is named"):
             channel.receive(PATIENCE)
 

@@ -8,7 +8,7 @@ from dask.delayed import Delayed
 
 from dasktrain.errors import DasktrainError, named
 from dasktrain.events import Domain, Event
-from dasktrain.messages import Answer, Failure, Kind, State, Task
+from dasktrain.messages import Answer, Failure, Kind, State, Stream, Task
 
 
 class Respond(Protocol):
@@ -16,6 +16,10 @@ class Respond(Protocol):
 
     def __call__(self, task: Task, state: State) -> Answer | Failure:
         """Answer a task."""
+
+    @property
+    def stream(self) -> Stream | None:
+        """What gradients are like, if they are sent in buckets."""
 
     def ahead(self, task: Task) -> None:
         """Get ready, while the driver steps, for what probably follows `task`."""
@@ -78,7 +82,7 @@ class Wire(Protocol):
         """Start a round: `send` sends `state`, which may change afterwards. Answers are valid until the next round."""
 
     def send(self, worker: str, task: Task) -> None:
-        """Ask a worker that is ready and has no task; if it is gone, `events` says so."""
+        """Ask a worker that is ready and has no task, by `events` at the latest; if it is gone, `events` says so."""
 
     def events(self, timeout: float) -> list[Event]:
         """Return what happened, as soon as something has; nothing after `timeout` seconds."""

@@ -9,6 +9,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from operator import attrgetter
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -21,24 +22,26 @@ from distributed import Client, Future
 
 from dasktrain.config import seconds, setting
 from dasktrain.errors import AttachError, BadInput, InsecureCluster, SchedulerLost, WireError
-from dasktrain.events import Answered, Domain, Event, Failed, Joined, Left, Ready, Received
-from dasktrain.messages import Bucket, Failure, Kind, State, Task, decode_reply, encode_ask
+from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Received
+from dasktrain.messages import Bucket, Failure, Kind, State, Task, Way, decode_reply, encode_ask, encode_way
 from dasktrain.shipping import pack
 from dasktrain.vector import plain_memory
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.inbox import Inbox
-from dasktrain.wire.leases import Leases, reach
+from dasktrain.wire.leases import Attached, Leases, reach
+from dasktrain.wire.parties import Ask, Parties
 from dasktrain.wire.pins import unpin
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store
 from dasktrain.wire.silence import expel_silent
 from dasktrain.wire.tables import Changes
+from dasktrain.wire.together import PASSED
 from dasktrain.wire.watch import Watch
 
 #: seconds between looks at whether a worker that holds something up is still heard of
 LOOK = 1.0
 LOOPBACK = ("127.", "localhost", "::1")
 #: what other threads tell: events, and workers whose lease is attached
-News = Event | tuple[str, Channel, Domain]
+News = Event | Attached
 
 
 class DaskWire:
@@ -67,6 +70,9 @@ class DaskWire:
             str, list[Any]
         ] = {}  # worker -> frames of the bucket that it sent last, and maybe not the last
         self._asked: dict[str, float] = {}  # worker -> since when it has had its task
+        self._begins = False  # whether nobody looked at events since the round began
+        self._asks: list[Ask] = []  # what is held back until somebody does
+        self._parties = Parties()
         self._state: State | None = None
         self._changes = Changes()
         self._inbox: Inbox[News] | None = None
@@ -172,9 +178,7 @@ class DaskWire:
         keys = pack(dict, {kind: [future.key for future in futures] for kind, futures in self._blocks.items()})
         self._inbox = inbox = Inbox[News]()
         self._watch = Watch(self.client, inbox.tell)
-        self._leases = Leases(
-            self.client, self.run, replica, keys, self._memory, lambda *attached: inbox.tell(attached), inbox.tell
-        )
+        self._leases = Leases(self.client, self.run, replica, keys, self._memory, inbox.tell, inbox.tell)
         for worker in sorted(self.client.nthreads()):
             inbox.tell(Joined(worker))
 
@@ -196,6 +200,7 @@ class DaskWire:
         """Close a connection, which ends the lease at its other end."""
         self._asked.pop(worker, None)
         self._changes.forget(worker)
+        self._parties.forget(worker)
         channel = self._channels.pop(worker, None)
         if channel is not None:
             assert self._inbox is not None
@@ -209,11 +214,12 @@ class DaskWire:
         """Take back the memory of old answers; at the end, copy what has not been sent of `state`."""
         for channel in self._channels.values():
             channel.reclaim()
-        self._state = state
+        self._state, self._begins = state, True
         self._changes.begin(state)
         try:
             yield
         finally:
+            self._begin()
             self._state = None
             if self._memory is not None:
                 self._memory.turned()
@@ -221,7 +227,23 @@ class DaskWire:
                 channel.keep()
 
     def send(self, worker: str, task: Task) -> None:
-        """Send a task and the round's state, as far as the connection takes it now."""
+        """Send a task and the round's state, as far as the connection takes it now.
+
+        What a round begins with is held back until all of it is known, if it may be computed together.
+        """
+        if self._begins and self._parties.may_meet(worker):
+            self._asks.append((worker, task))
+        else:
+            self._post(worker, task, None)
+
+    def _begin(self) -> None:
+        """Send what was held back."""
+        asks, self._asks, self._begins = self._asks, [], False
+        ways = self._parties.ways(asks)
+        for worker, task in asks:
+            self._post(worker, task, ways.get(worker))
+
+    def _post(self, worker: str, task: Task, way: Way) -> None:
         channel = self._channels.get(worker)
         if channel is None:
             return  # its leaving is in the news
@@ -230,8 +252,9 @@ class DaskWire:
         self._asked[worker] = monotonic()
         try:
             of_rows = self._state.tables and not isinstance(channel, SharedChannel)
-            state = self._state
-            channel.post(*(self._changes.encode(worker, task, state) if of_rows else encode_ask(task, state)))
+            encode = partial(self._changes.encode, worker) if of_rows else encode_ask
+            header, arrays = encode(task, self._state)
+            channel.post(header | encode_way(way), arrays)
             if not channel.flush():
                 self._inbox.watch(worker, channel, writing=True)
         except OSError as error:
@@ -240,6 +263,7 @@ class DaskWire:
     def events(self, timeout: float) -> list[Event]:
         """Return what connections and other threads have to tell, as soon as there is something."""
         assert self._inbox is not None
+        self._begin()
         events = self._heard(self._inbox)
         given, self._given = self._given, {}
         for worker in given.keys() & self._channels.keys():
@@ -263,12 +287,12 @@ class DaskWire:
         """Return what other threads told."""
         events: list[Event] = []
         for news in inbox.news():
-            if isinstance(news, tuple):
-                worker, channel, domain = news
-                channel.unblock()
-                self._channels[worker] = channel
-                inbox.watch(worker, channel)
-                events.append(Ready(worker, domain))
+            if isinstance(news, Attached):
+                news.channel.unblock()
+                self._channels[news.worker] = news.channel
+                self._parties.add(news.worker, news.meeting if setting("shared-memory") else None)
+                inbox.watch(news.worker, news.channel)
+                events.append(Ready(news.worker, news.domain))
                 continue
             if isinstance(news, Left):
                 self._forget(news.worker)
@@ -287,8 +311,13 @@ class DaskWire:
                 if isinstance(reply, Bucket):  # one at a time, so that those of all workers arrive side by side
                     self._given[worker] = message[1]
                     return [*events, Received(worker, reply)]
-                self._asked.pop(worker, None)
-                events.append(Failed(worker, reply) if isinstance(reply, Failure) else Answered(worker, reply))
+                if isinstance(reply, Failure):
+                    self._asked.pop(worker, None)
+                    events.append(Failed(worker, reply))
+                else:
+                    sender = self._parties.sender(worker, reply, PASSED in message[0])
+                    self._asked.pop(sender, None)
+                    events.append(Answered(sender, reply))
         except (OSError, WireError) as error:
             events.append(self._lost(worker, error))
         return events
@@ -315,8 +344,8 @@ class DaskWire:
                 self._watch = None
             if self._inbox is not None:
                 for news in self._inbox.news():
-                    if isinstance(news, tuple):  # attached too late to be used
-                        news[1].close()
+                    if isinstance(news, Attached):  # too late to be used
+                        news.channel.close()
                 self._inbox.close()
                 self._inbox = None
 

@@ -6,9 +6,8 @@ import socket
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
@@ -22,11 +21,12 @@ from distributed.worker import Worker
 
 from dasktrain.config import setting
 from dasktrain.errors import AttachError
-from dasktrain.messages import Answer, Failure, Header, Reply, Task, decode_attach, encode_reply
+from dasktrain.messages import Answer, Failure, Header, Task, decode_attach, decode_way, encode_reply
 from dasktrain.shipping import run_packed
 from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
+from dasktrain.wire.outbox import Outbox
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, accept
 from dasktrain.wire.silence import expel_silent
 from dasktrain.wire.tables import Copy
@@ -128,55 +128,22 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
         offered, _ = next(_messages(worker, channel))
         ends.callback((channel := accept(channel, offered, store)).close)
         messages = _messages(worker, channel)
-        outbox = _Outbox(channel)
+        outbox = Outbox(channel)
         ends.callback(outbox.close)
-        shared = store is not None and isinstance(channel, SharedChannel)
-        outlets = (store, None) if shared else (plain_memory, outbox.put)
-        respond = _build(worker, channel, *decode_attach(*next(messages)), terms, outlets)
+        shared = isinstance(channel, SharedChannel)
+        outlets = (store or plain_memory, None if shared else outbox.put)
+        task, replica, keys = decode_attach(*next(messages))
+        respond = _built(worker, channel, replica, keys, terms, outlets)
+        respond.stage(task)
+        channel.send({"staged": True} | _met(outbox, store, respond))
         copy = Copy()
         for header, frames in messages:
             task, state = copy.decode(header, frames)
+            outbox.begin(task, decode_way(header, task))
             reply = _stale(task) if channel.stale else respond(task, state)
             outbox.end(_stale(task) if channel.stale else reply)
             respond.ahead(task)
             outbox.wait()
-
-
-class _Outbox:
-    """Sends buckets in a thread of its own, while the thread that computes goes on."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dasktrain-send")
-        self._sending: list[Future[None]] = []
-
-    def put(self, reply: Reply) -> None:
-        """Have something sent after all else, which stays as it is until `wait` returns."""
-        self._sending.append(self._thread.submit(self._channel.send, *encode_reply(reply)))
-
-    def end(self, reply: Reply) -> None:
-        """Send an answer: at once if nothing is being sent."""
-        if self._sending:
-            self.put(reply)
-        else:
-            self._channel.send(*encode_reply(reply))
-
-    def wait(self) -> None:
-        """Wait until all is sent; only then the connection may be read from, which TLS takes from one thread alone.
-
-        Raises
-        ------
-        OSError
-            The connection was closed or lost.
-        """
-        sending, self._sending = self._sending, []
-        for each in sending:
-            each.result()
-
-    def close(self) -> None:
-        """End the connection and the thread."""
-        self._channel.abort()
-        self._thread.shutdown(cancel_futures=True)
 
 
 def _stale(task: Task) -> Answer:
@@ -193,10 +160,10 @@ def _messages(worker: Worker, channel: Channel) -> Iterator[tuple[Header, list[A
         yield channel.receive()
 
 
-def _build(
-    worker: Worker, channel: Channel, task: Task, replica: bytes, keys: bytes, terms: Terms, outlets: tuple[Any, Any]
+def _built(
+    worker: Worker, channel: Channel, replica: bytes, keys: bytes, terms: Terms, outlets: tuple[Any, Any]
 ) -> Respond:
-    """Make the replica from what the driver sent packed, get it ready for a task, and say so."""
+    """Make the replica from what the driver sent packed, and tell of its domain."""
     try:
         respond: Respond = run_packed(replica, _Blocks(worker, run_packed(keys), terms), *outlets)
         domain = respond.domain()
@@ -205,9 +172,16 @@ def _build(
         channel.send(*encode_reply(Failure("AttachError", text, traceback.format_exc())))
         raise ConnectionAbortedError(text) from error
     channel.send({"domain": domain})
-    respond.stage(task)
-    channel.send({"staged": True})
     return respond
+
+
+def _met(outbox: Outbox, store: Store | None, respond: Respond) -> Header:
+    """Be ready to send together with other workers of this host, if that can be; say where they find this one."""
+    stream = respond.stream
+    with suppress(OSError):  # the system does not let them
+        if store is not None and stream is not None:
+            return {"meeting": astuple(outbox.meet(store, stream))}
+    return {}
 
 
 class _Blocks:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -26,6 +27,7 @@ from dasktrain.wire import failed
 from dasktrain.wire.channel import Channel, detach
 from dasktrain.wire.lease import Terms, lease, operation
 from dasktrain.wire.shared import Store, offer
+from dasktrain.wire.together import Meeting
 
 #: how the task begins that holds a worker for a run; the run and the worker follow
 LEASE = "dasktrain-lease-"
@@ -35,6 +37,16 @@ AT_ONCE = 64
 REACH = 5.0
 #: seconds for a connection to a worker whose lease runs
 CONNECT = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A worker whose lease is connected and has a replica."""
+
+    worker: str
+    channel: Channel
+    domain: Domain
+    meeting: Meeting | None
 
 
 class Leases:
@@ -51,7 +63,7 @@ class Leases:
     memory
         Whose contents workers of this host are to read where it lies.
     ready
-        Called with worker, channel and domain, in a thread of this class's.
+        Called in a thread of this class's.
     tell
         Called with Refused or Left instead, if it does not come to that.
     """
@@ -63,7 +75,7 @@ class Leases:
         replica: bytes,
         keys: bytes,
         memory: Store | None,
-        ready: Callable[[str, Channel, Domain], None],
+        ready: Callable[[Attached], None],
         tell: Callable[[Event], None],
     ) -> None:
         self._client, self._run = client, run
@@ -128,8 +140,9 @@ class Leases:
             channel = self._channels[worker] = offer(channel, self._memory, _rest(deadline))
             channel.send(*encode_attach(task, *self._packed))
             domain = self._domain(worker, channel, deadline)
-            channel.receive()  # its data is at hand, however long that takes
-            self._ready(worker, self._channels.pop(worker), domain)
+            staged, _ = channel.receive()  # its data is at hand, however long that takes
+            meeting = Meeting(*staged["meeting"]) if "meeting" in staged else None
+            self._ready(Attached(worker, self._channels.pop(worker), domain, meeting))
         except Exception as error:
             if worker in self._channels:
                 self._channels.pop(worker).close()

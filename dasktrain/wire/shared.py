@@ -12,7 +12,9 @@ import re
 import secrets
 import socket
 import struct
+from bisect import bisect_right, insort
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +34,8 @@ NAME = re.compile(r"dasktrain-[0-9a-f]{32}")
 _SEAL, _READ_SEALS, _NO_MORE, _NO_SHRINK, _NO_GROWTH = 1033, 1034, 1, 2, 4
 #: what goes along with a descriptor; what the system tells of a peer: process, user, group
 _SIZE, _CREDENTIALS = struct.Struct("<Q"), struct.Struct("3i")
+#: seconds and microseconds, as the system takes them
+_TIME = struct.Struct("@ll")
 
 
 class Block:
@@ -83,21 +87,26 @@ class Store:
 
     def __init__(self) -> None:
         self.blocks = [Block.new(8)]
-        self._places: dict[int, int] = {}
+        self._places: list[tuple[int, int]] = []  # address and number of each block that is given out, by address
         self._turns = np.frombuffer(self.blocks[0].memory, dtype=np.uint64)
 
     def __call__(self, size: int) -> mmap.mmap:
         """Return new memory of so many bytes, writable."""
         block = Block.new(size)
-        self._places[block.address] = len(self.blocks)
+        insort(self._places, (block.address, len(self.blocks)))
         self.blocks.append(block)
         return block.memory
 
-    def find(self, array: Vector | bytes) -> int | None:
-        """Return the number of the block at whose beginning an array lies, if there is one."""
+    def find(self, array: Vector | bytes) -> tuple[int, int] | None:
+        """Return the number of the block that an array lies in, if there is one, and the byte it begins at there."""
         if isinstance(array, bytes) or not array.nbytes:
             return None
-        return self._places.get(array.__array_interface__["data"][0])
+        address: int = array.__array_interface__["data"][0]
+        place = bisect_right(self._places, address, key=itemgetter(0)) - 1
+        if place < 0:
+            return None
+        start, number = self._places[place]
+        return (number, address - start) if address - start < len(self.blocks[number].memory) else None
 
     @property
     def turn(self) -> int:
@@ -137,6 +146,11 @@ class SharedChannel(Channel):
         super().close()
         self._descriptors.close()
 
+    def limit(self, seconds: float) -> None:
+        """Have `send` raise an OSError once the peer has taken nothing for so long."""
+        whole, part = divmod(seconds, 1.0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(int(whole), int(part * 1e6)))
+
     @property
     def stale(self) -> bool:
         """Whether the peer has changed its memory since it sent what came last."""
@@ -146,11 +160,11 @@ class SharedChannel(Channel):
         """Have a message sent by later calls of `flush`; arrays in shared memory are read where they lie."""
         named, sent = [], list[Vector | bytes]()
         for place, array in enumerate(arrays):
-            number = self._ours.find(array)
-            if number is None:
+            found = self._ours.find(array)
+            if found is None:
                 sent.append(array)
             else:
-                named.append((place, number, memoryview(cast(Buffer, array)).nbytes))
+                named.append((place, *found, memoryview(cast(Buffer, array)).nbytes))
         if named:
             self._introduce()
             header = {**header, "shared": named, "turn": self._ours.turn}
@@ -179,17 +193,17 @@ class SharedChannel(Channel):
         header, frames = message
         try:
             self._turn = int(header.pop("turn"))
-            for place, number, size in header.pop("shared"):
-                self._insert(frames, place, number, size)
+            for place, number, start, size in header.pop("shared"):
+                self._insert(frames, place, number, start, size)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WireError(f"Shared memory must be named by numbers, however {error}; report this") from error
         return header, frames
 
-    def _insert(self, frames: list[Any], place: int, number: int, size: int) -> None:
+    def _insert(self, frames: list[Any], place: int, number: int, start: int, size: int) -> None:
         memory = self._block(number).memory
-        if not (0 <= place <= len(frames) and 0 <= size <= len(memory)):
-            raise ValueError(f"there is no frame {place}, or no {size} bytes for it")
-        frames.insert(place, memoryview(memory)[:size])
+        if not (0 <= place <= len(frames) and 0 <= start <= start + size <= len(memory)):
+            raise ValueError(f"there is no frame {place}, or no {size} bytes for it from {start} on")
+        frames.insert(place, memoryview(memory)[start : start + size])
 
     def _block(self, number: int) -> Block:
         if number < 0:
@@ -232,24 +246,16 @@ def offer(channel: Channel, ours: Store | None, timeout: float) -> Channel:
     if ours is None:
         channel.send({"share": ""})
         return channel
-    name = f"dasktrain-{secrets.token_hex(16)}"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"\0{name}")
-        listener.listen(1)
+    name, listener = listen()
+    with listener:
         listener.settimeout(CONNECT)
         channel.send({"share": name})
         if not channel.receive(timeout)[0].get("shared"):
             return channel
         descriptors = _accepted(listener)
-    with contextlib.ExitStack() as failing:
-        failing.enter_context(descriptors)
-        messages, theirs = socket.socketpair()
-        failing.enter_context(messages)
-        with theirs:
-            socket.send_fds(descriptors, [b"!"], [theirs.fileno()])
-        failing.pop_all()
+    shared = lead(descriptors, ours, writable=True)
     channel.close()
-    return SharedChannel(messages, descriptors, ours, writable=True)
+    return shared
 
 
 def accept(channel: Channel, header: Header, ours: Store | None) -> Channel:
@@ -259,41 +265,69 @@ def accept(channel: Channel, header: Header, ours: Store | None) -> Channel:
         return channel
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise WireError(f"Shared memory must be offered by a name of ours, however it is {name!r:.80}; report this")
-    descriptors = _connected(name) if ours is not None else None
+    descriptors = connected(name) if ours is not None else None
     channel.send({"shared": descriptors is not None})
     if descriptors is None or ours is None:
         return channel
+    shared = follow(descriptors, ours)
+    channel.close()
+    return shared
+
+
+def lead(descriptors: socket.socket, ours: Store, writable: bool) -> SharedChannel:
+    """Make a connection for messages beside one for descriptors, which is taken over, and hand its other end over."""
+    with contextlib.ExitStack() as failing:
+        failing.enter_context(descriptors)
+        messages, theirs = socket.socketpair()
+        failing.enter_context(messages)
+        with theirs:
+            socket.send_fds(descriptors, [b"!"], [theirs.fileno()])
+        failing.pop_all()
+    return SharedChannel(messages, descriptors, ours, writable)
+
+
+def follow(descriptors: socket.socket, ours: Store) -> SharedChannel:
+    """Take the end that `lead` hands over; what the peer has can be read from then on."""
     with contextlib.ExitStack() as failing:
         failing.enter_context(descriptors)
         _, messages = _descriptor(descriptors, 1)
         if messages is None:
             raise ConnectionResetError("the other end took back what it offered")
         failing.pop_all()
-    channel.close()
     return SharedChannel(socket.socket(fileno=messages), descriptors, ours, writable=False)
+
+
+def listen() -> tuple[str, socket.socket]:
+    """Return a socket that processes of this host can connect to, after its name."""
+    name = f"dasktrain-{secrets.token_hex(16)}"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"\0{name}")
+    listener.listen()
+    return name, listener
 
 
 def _accepted(listener: socket.socket) -> socket.socket:
     """Return the first connection of our own user; others may have seen the name, and get nothing."""
     while True:
         connection, _ = listener.accept()
-        if _is_ours(connection):
+        if is_ours(connection):
             return connection
         connection.close()
 
 
-def _connected(name: str) -> socket.socket | None:
+def connected(name: str) -> socket.socket | None:
+    """Return a connection to a process of our own user that listens by that name, if there is one."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(CONNECT)
     with contextlib.suppress(OSError):  # it is on another host, or in another container
         connection.connect(f"\0{name}")
-        if _is_ours(connection):
+        if is_ours(connection):
             return connection
     connection.close()
     return None
 
 
-def _is_ours(connection: socket.socket) -> bool:
+def is_ours(connection: socket.socket) -> bool:
     """Whether a process of our own user is at the other end."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return bool(_CREDENTIALS.unpack(credentials)[1] == os.getuid())

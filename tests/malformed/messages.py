@@ -4,7 +4,7 @@ import json
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from random import Random
 from typing import Any
@@ -17,15 +17,21 @@ from dasktrain.messages import (
     Answer,
     Bucket,
     Failure,
+    Joint,
     Partial,
     State,
     Table,
     Task,
+    Via,
     decode_ask,
     decode_attach,
+    decode_mark,
     decode_reply,
+    decode_way,
     encode_ask,
+    encode_mark,
     encode_reply,
+    encode_way,
 )
 from dasktrain.relay import Relay, Replay
 from dasktrain.touched import Touched
@@ -65,6 +71,9 @@ def _updated(header: dict[str, Any], frames: Sequence[Any]) -> None:
 MESSAGES: tuple[tuple[Callable[..., Any], Message], ...] = (
     (decode_ask, encode_ask(TASK, State(NUMBERS, np.arange(9, dtype=np.uint8)))),
     (_updated, _update(UPDATED)),
+    (lambda header, _: decode_way(header, TASK), (encode_way(Joint((replace(TASK, start=5, stop=6),))), [])),
+    (lambda header, _: decode_way(header, TASK), (encode_way(Via("gate")), [])),
+    (lambda header, _: decode_mark(header), (encode_mark("comes", TASK), [])),
     (decode_attach, ({"stage": asdict(TASK)}, [b"replica", b"keys"])),
     (decode_reply, encode_reply(Answer(TASK, PARTIALS, 0.5))),
     (decode_reply, encode_reply(Bucket(TASK, 2, 4, 7, NUMBERS))),
@@ -94,7 +103,7 @@ def shared(random: Random) -> None:
         for _ in range(random.randint(0, 3)):
             store(random.choice((0, 8, NUMBERS.nbytes)))
         peer._introduce()
-        named = [(0, 1, NUMBERS.nbytes), (1, 2, 9)][: random.randint(0, 2)]
+        named = [(0, 1, 0, NUMBERS.nbytes), (1, 2, 0, 9)][: random.randint(0, 2)]
         header, arrays = encode_ask(TASK, State(NUMBERS, np.arange(9, dtype=np.uint8)))
         changed = changed_value(json.loads(json.dumps(header | {"shared": named, "turn": 0})), random)
         peer.send(changed if isinstance(changed, dict) else {}, arrays[len(named) :])

@@ -1,0 +1,72 @@
+"""What a worker sends, in a thread of its own, while the thread that computes goes on."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+
+from dasktrain.messages import Reply, Stream, Task, Way, encode_reply
+from dasktrain.wire.channel import Channel
+from dasktrain.wire.shared import Store
+from dasktrain.wire.together import Meeting, Together
+
+
+class Outbox:
+    """Sends a worker's buckets and answers: to the driver, or with those of others of its host.
+
+    Parameters
+    ----------
+    channel
+        The driver's connection.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dasktrain-send")
+        self._sending: list[Future[None]] = []
+        self._take: Callable[[Reply], None] = self._send
+        self._together: Together | None = None
+        self._ends = ExitStack()
+
+    def meet(self, store: Store, stream: Stream) -> Meeting:
+        """Be ready to send with others, who read in a store what this worker sums; return where they find it."""
+        self._together = self._ends.enter_context(closing(Together(self._channel, store, stream)))
+        return self._together.meeting
+
+    def begin(self, task: Task, way: Way) -> None:
+        """Have what belongs to a task sent in some way."""
+        self._take = self._send
+        if way is not None:
+            assert self._together is not None  # or the driver could not know of a way
+            self._take = self._together.begin(task, way)
+
+    def put(self, reply: Reply) -> None:
+        """Have something sent after all else, which stays as it is until `wait` returns."""
+        self._sending.append(self._thread.submit(self._take, reply))
+
+    def end(self, reply: Reply) -> None:
+        """Send an answer: at once if nothing is being sent."""
+        if self._sending:
+            self.put(reply)
+        else:
+            self._take(reply)
+
+    def wait(self) -> None:
+        """Wait until all is sent; only then the connection may be read from, which TLS takes from one thread alone.
+
+        Raises
+        ------
+        OSError
+            The connection was closed or lost.
+        """
+        sending, self._sending = self._sending, []
+        for each in sending:
+            each.result()
+
+    def close(self) -> None:
+        """End the connection and the thread."""
+        self._channel.abort()
+        self._thread.shutdown(cancel_futures=True)
+        self._ends.close()
+
+    def _send(self, reply: Reply) -> None:
+        self._channel.send(*encode_reply(reply))

@@ -1,0 +1,76 @@
+"""On the driver: which workers send together, since they are on one host, and whose answers one of them passes on."""
+
+from collections.abc import Iterable, Sequence
+
+from dasktrain.messages import Answer, Joint, Task, Via, Way
+from dasktrain.wire.together import Meeting
+
+#: what a worker is asked
+Ask = tuple[str, Task]
+
+
+class Parties:
+    """Workers that can send together, and those that do in the round under way.
+
+    Whoever then sends for itself, because it or another was late, goes on so for the rest of the epoch.
+    """
+
+    def __init__(self) -> None:
+        self._meetings: dict[str, Meeting] = {}
+        self._passing: dict[str, tuple[str, Task]] = {}  # who has what sent by whom, until it is asked anew
+        self._alone: set[str] = set()
+        self._epoch = -1
+
+    def add(self, worker: str, meeting: Meeting | None) -> None:
+        """Take note of where a worker can be met, if it can."""
+        if meeting is not None:
+            self._meetings[worker] = meeting
+
+    def forget(self, worker: str) -> None:
+        """Take note of a worker's end."""
+        self._meetings.pop(worker, None)
+
+    def may_meet(self, worker: str) -> bool:
+        """Return whether a worker can send together with others."""
+        return worker in self._meetings
+
+    def ways(self, asks: Sequence[Ask]) -> dict[str, Way]:
+        """Return how the answers to what a round begins with are to be sent, of those that are not sent as ever."""
+        ways: dict[str, Way] = {}
+        for worker, task in asks:
+            self._passing.pop(worker, None)
+            if task.epoch != self._epoch:
+                self._epoch, self._alone = task.epoch, set()
+        for (first, _), *others in self._divided(asks):
+            meeting = self._meetings.get(first)
+            if others and meeting is not None:
+                self._passing |= {worker: (first, task) for worker, task in others}
+                ways[first] = Joint(tuple(task for _, task in others))
+                ways |= {worker: Via(meeting.gate) for worker, _ in others}
+        return ways
+
+    def sender(self, worker: str, answer: Answer, passed: bool) -> str:
+        """Return whose answer it is that `worker` sent, or passed on for another that it was told of."""
+        if passed:
+            told = (worker, answer.task)
+            return next((owner for owner, passing in self._passing.items() if passing == told), worker)
+        if self._passing.get(worker, ("", None))[1] == answer.task:
+            self._alone.add(worker)
+        return worker
+
+    def _divided(self, asks: Iterable[Ask]) -> list[list[Ask]]:
+        """Cut what is asked into the longest runs of shards of one host."""
+        runs: list[list[Ask]] = []
+        for ask in asks:
+            if runs and self._meet(runs[-1][-1], ask):
+                runs[-1].append(ask)
+            else:
+                runs.append([ask])
+        return runs
+
+    def _meet(self, left: Ask, right: Ask) -> bool:
+        """Whether two workers can send together what they are asked."""
+        (one, before), (other, task) = left, right
+        hosts = [meeting.host for meeting in map(self._meetings.get, (one, other)) if meeting is not None]
+        together = len(hosts) == 2 and hosts[0] == hosts[1] and self._alone.isdisjoint((one, other))
+        return together and task.kind == "train" and before.stop == task.start

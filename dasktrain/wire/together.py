@@ -1,0 +1,259 @@
+"""Workers of one host that send together: one adds up what all of them sum, and the driver's link carries that once.
+
+The others leave their buckets in memory that it reads, and their answers with it, which it passes on after all that
+belongs to them. Whoever is late or dies costs the others time, and nobody waits without an end: what cannot be added
+goes up as it is, and whoever is not heard sends for itself. What then comes twice counts once, so no bit depends on it.
+"""
+
+import selectors
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from time import monotonic
+
+import numpy as np
+
+from dasktrain.buckets import Rising
+from dasktrain.errors import ReductionError, WireError
+from dasktrain.messages import (
+    Answer,
+    Bucket,
+    Failure,
+    Joint,
+    Reply,
+    Stream,
+    Task,
+    Vector,
+    Via,
+    decode_mark,
+    decode_reply,
+    encode_mark,
+    encode_reply,
+)
+from dasktrain.reduce import Node, subtrees
+from dasktrain.wire.channel import Channel, Message
+from dasktrain.wire.gate import Gate, host
+from dasktrain.wire.shared import SharedChannel, Store, connected, lead
+
+#: whoever adds waits for the others as long again as it worked itself, and at least so many seconds
+LEAST = 0.5
+#: seconds after its own work that a worker waits for any sign of whoever adds, before it sends for itself
+SILENCE = 3.0
+#: seconds between signs while there is nothing to send
+SIGN = 0.5
+#: what one worker tells another of a task: that its buckets will come, that all is well, that its answer is sent
+COMES, WAIT, SENT = "comes", "wait", "sent"
+#: what the header of another worker's answer has, which is passed on to the driver
+PASSED = "passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where a worker can be met by those of its host."""
+
+    host: str
+    gate: str
+
+
+class Together:
+    """A worker's part in sending together: it adds for others, or has one of them add.
+
+    Parameters
+    ----------
+    channel
+        The driver's connection.
+    store
+        Where this worker's sums lie.
+    stream
+        What gradients are like.
+    """
+
+    def __init__(self, channel: Channel, store: Store, stream: Stream) -> None:
+        here = host()
+        self._gate = Gate(store)
+        self.meeting = Meeting(here, self._gate.name)
+        self._adding = Adding(channel, self._gate, stream)
+        self._passing = Passing(channel, store)
+
+    def begin(self, task: Task, way: Via | Joint) -> Callable[[Reply], None]:
+        """Return what sends all that belongs to a task, which is called in one thread."""
+        if isinstance(way, Joint):
+            self._adding.begin(task, way)
+            return self._adding.take
+        self._passing.begin(task, way)
+        return self._passing.take
+
+    def close(self) -> None:
+        """End all connections with others."""
+        self._passing.close()
+        self._gate.close()
+
+
+class Passing:
+    """Sends by way of another worker of this host, or by itself from when that one fails."""
+
+    def __init__(self, channel: Channel, store: Store) -> None:
+        self._channel, self._store = channel, store
+        self._line: SharedChannel | None = None
+        self._gate = ""
+        self._kept: list[Reply] = []
+
+    def begin(self, task: Task, way: Via) -> None:
+        """Tell another worker that the sums of a task will come."""
+        self._kept = []
+        if self._gate != way.gate:
+            self.close()
+        try:
+            if self._line is None:
+                self._connect(way.gate)
+            if self._line is not None:
+                self._line.send(encode_mark(COMES, task))
+        except OSError:
+            self.close()
+
+    def take(self, reply: Reply) -> None:
+        """Pass something on, and with an answer wait until it is sent."""
+        if isinstance(reply, Failure):  # which ends all that belongs to its task
+            self._kept = []
+            self.close()
+        self._kept.append(reply)
+        if self._line is not None:
+            try:
+                self._line.send(*encode_reply(reply))
+                if isinstance(reply, Answer):
+                    self._wait(self._line, reply)
+                return
+            except (OSError, WireError):
+                self.close()
+        kept, self._kept = self._kept, []
+        for each in kept:
+            self._channel.send(*encode_reply(each))
+
+    def close(self) -> None:
+        """End the connection with the other worker."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    def _connect(self, gate: str) -> None:
+        descriptors = connected(gate)
+        if descriptors is not None:
+            self._line, self._gate = lead(descriptors, self._store, writable=False), gate
+            self._line.limit(SILENCE)
+
+    def _wait(self, line: SharedChannel, answer: Answer) -> None:
+        """Wait until an answer is sent, which the driver's next message may tell earlier."""
+        with selectors.DefaultSelector() as selector:
+            for each in (line, self._channel):
+                selector.register(each, selectors.EVENT_READ)
+            while ready := selector.select(SILENCE + answer.seconds):
+                if any(key.fileobj is self._channel for key, _ in ready):
+                    return
+                if decode_mark(line.receive(SILENCE)[0]) == (SENT, answer.task):
+                    return
+        raise TimeoutError("nothing is heard of the worker that sends for this one")
+
+
+class Adding:
+    """Adds up what other workers of this host sum, and sends for all of them."""
+
+    def __init__(self, channel: Channel, gate: Gate, stream: Stream) -> None:
+        self._channel, self._gate, self._stream = channel, gate, stream
+        self._rising = Rising(stream.shards, self._send)
+        self._tasks: dict[SharedChannel, Task] = {}  # what comes on each line
+        self._answers: dict[SharedChannel, Answer] = {}
+
+    def begin(self, task: Task, way: Joint) -> None:
+        """Expect the sums of other tasks beside those of one's own."""
+        self._task = task
+        self._joint = replace(task, stop=way.tasks[-1].stop)
+        self._awaited = set(way.tasks)
+        stream = self._stream
+        tops = subtrees(self._joint.start, self._joint.stop, stream.shards)
+        self._rising.start(stream.size, np.dtype(stream.dtype), tops)
+
+    def take(self, reply: Reply) -> None:
+        """Add what this worker sums; after its answer wait for the others and send what is left."""
+        if isinstance(reply, Bucket):
+            self._rising.add(reply)
+            self._hear(0)
+            return
+        if isinstance(reply, Answer):
+            self._add_nothing(reply)
+            self._await_others(monotonic() + max(LEAST, reply.seconds))
+        for offset, node, values in self._rising.rest():
+            self._send(offset, node, values)
+        self._channel.send(*encode_reply(reply))
+        for answer in self._answers.values():
+            header, arrays = encode_reply(answer)
+            self._channel.send(header | {PASSED: True}, arrays)
+        for line, task in self._tasks.items():
+            if line in self._answers:
+                self._tell(line, SENT)
+            elif task in self._awaited:
+                self._gate.drop(line)  # it sends for itself
+        self._tasks, self._answers = {}, {}
+
+    def _await_others(self, deadline: float) -> None:
+        """Wait for all that is to come, or until the driver is gone."""
+        while self._awaited and (rest := deadline - monotonic()) > 0 and not self._channel.readable(0):
+            self._hear(min(rest, SIGN))
+            self._sign()
+
+    def _hear(self, timeout: float) -> None:
+        """Take what others send."""
+        for line, message in self._gate.heard(timeout):
+            try:
+                if message is None:
+                    raise WireError("A worker must stay until its answer is sent, however it is gone")
+                self._heed(line, message)
+            except (WireError, ReductionError):
+                self._gate.drop(line)
+                self._awaited.discard(self._tasks.get(line, self._task))
+
+    def _heed(self, line: SharedChannel, message: Message) -> None:
+        header, frames = message
+        if "mark" in header:
+            mark, task = decode_mark(header)
+            if mark != COMES or task not in self._awaited or task in self._tasks.values():
+                raise WireError(f"Sums of {task} must be awaited from this worker, however they are not; report this")
+            line.reclaim()
+            self._tasks[line] = task
+            return
+        reply, own = decode_reply(header, frames), self._tasks.get(line)
+        if own is None or reply.task != own or line in self._answers:
+            raise WireError(f"A worker must send sums of {own}, however it sent some of {reply.task}; report this")
+        if isinstance(reply, Bucket):
+            if not own.start <= reply.start < reply.stop <= own.stop:
+                raise WireError(f"Sums of {own} must be of its shards, however one is of {reply.start}; report this")
+            self._rising.add(reply)
+        elif isinstance(reply, Answer):
+            self._add_nothing(reply)
+            self._answers[line] = reply
+            self._awaited.discard(own)
+        else:
+            raise WireError("A worker must tell the driver itself what fails, however it told another; report this")
+
+    def _add_nothing(self, answer: Answer) -> None:
+        """Have the siblings of nodes without rows, of which there are no buckets, go up."""
+        for partial in answer.partials:
+            if partial.sums is None:
+                for offset in self._rising.offsets:
+                    self._rising.put(offset, (partial.start, partial.stop), None)
+
+    def _send(self, offset: int, node: Node, values: Vector | None) -> None:
+        if values is not None:
+            self._channel.send(*encode_reply(Bucket(self._joint, *node, offset, values)))
+            self._sign()
+
+    def _sign(self) -> None:
+        """Have those that have done all they can go on waiting."""
+        for line in self._answers:
+            self._tell(line, WAIT)
+
+    def _tell(self, line: SharedChannel, mark: str) -> None:
+        with suppress(OSError):  # it is gone, or does not listen
+            line.post(encode_mark(mark, self._tasks[line]))
+            if line.flush():
+                return
+        self._gate.drop(line)

@@ -1,0 +1,36 @@
+"""Two workers on one host and one on another: the driver's link carries a gradient for each host."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.network.cluster import DASK, ROOT
+from tests.network.hosts import connected, missing
+
+SCHEDULER, PATIENCE = "tcp://10.77.0.1:8786", 120.0
+WORKERS = ("amy", "amy", "bob")
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+def test_a_gradient_crosses_the_drivers_link_once_for_each_host(tmp_path: Path) -> None:
+    with connected("driver", *dict.fromkeys(WORKERS)) as network, (tmp_path / "log").open("w") as log:
+
+        def start(host: str, *command: str) -> None:
+            network.start(host, *command, stdout=log, stderr=log, cwd=ROOT)
+
+        start("driver", DASK, "scheduler", "--host", network.address("driver"), "--port", "8786", "--no-dashboard")
+        for number, host in enumerate(WORKERS):
+            place = ("--host", network.address(host), "--local-directory", str(tmp_path / str(number)))
+            start(host, DASK, "worker", SCHEDULER, *place, "--nthreads", "1", "--no-dashboard", "--no-nanny")
+        command = (sys.executable, "-m", "tests.network.together", SCHEDULER)
+        driver = network.start("driver", *command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT)
+        said, _ = driver.communicate(timeout=PATIENCE)
+    assert not driver.returncode, (tmp_path / "log").read_text()[-3000:]
+    found = json.loads(said)
+    assert len(set(found["digests"])) == 1
+    together, apart = map(min, found["read"])  # in a round in which nobody was late
+    assert together / apart == pytest.approx(2 / 3, abs=0.02)

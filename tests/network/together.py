@@ -1,0 +1,64 @@
+"""What a driver's host runs: it trains, and says how many bytes its link carried: ``python together.py SCHEDULER``."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import torch
+from distributed import Client
+from torch import nn
+
+import dasktrain as dt
+
+#: several buckets
+INPUTS, WIDTH, CLASSES = 8, 200_000, 3
+WORKERS, SHARDS, ROUNDS = 3, 4, 6
+#: seconds for workers to be there
+PATIENCE = 60
+
+
+class Meter(dt.Observer):
+    """Reads the bytes that this host's link has received, at the end of each round."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def round(self, record: dict[str, Any]) -> None:
+        lines = [line.split() for line in Path("/proc/net/dev").read_text().splitlines()]
+        self.read.append(sum(int(line[1]) for line in lines if line[0] == "eth0:"))
+
+
+def fit(client: object, meter: Meter) -> str:
+    """Train, and return the digest."""
+    rng = np.random.default_rng(0)
+    data = dt.Arrays(rng.normal(size=(64, INPUTS)).astype(np.float32), rng.integers(0, CLASSES, 64))
+    trainer = dt.Trainer(model, nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.01), observers=[meter])
+    settings: dict[str, Any] = {"batch_size": 32, "shards": SHARDS, "max_rounds": ROUNDS, "driver": "client"}
+    return trainer.fit(data, client=client, **settings).digest  # type: ignore[arg-type]
+
+
+def model(schema: object) -> nn.Module:
+    """Return the model, the same at every call."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+
+
+def main(scheduler: str) -> None:
+    """Train with and without, and print digests, and the bytes received in each round of both."""
+    digests, read = [fit(dt.LocalWire(), Meter())], []
+    with Client(scheduler, timeout=PATIENCE, set_as_default=False) as client:
+        client.wait_for_workers(WORKERS, timeout=PATIENCE)
+        for share in (True, False):
+            meter = Meter()
+            with dask.config.set({"dasktrain.shared-memory": share}):
+                digests.append(fit(client, meter))
+            read.append(np.diff(meter.read).tolist())
+    print(json.dumps({"digests": digests, "read": read}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
