@@ -35,8 +35,8 @@ class Binned(NamedTuple):
 class Assessment:
     """Counts of labels, and of the scores they got.
 
-    Scores are log-odds, ``log(p / (1 - p))``, in bins of one width: a bin's probabilities differ by 0.4% of the lesser of
-    p and 1 - p with 10,000 bins. Counts are exact, so they are the same for any partitioning and any number of workers.
+    Scores are log-odds, ``log(p / (1 - p))``, in bins of one width: with 10,000 of them a bin's probabilities differ by
+    0.4% of the lesser of p and 1 - p. Counts are exact, and the same for any partitioning and any number of workers.
 
     Attributes
     ----------
