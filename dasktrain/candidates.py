@@ -119,6 +119,10 @@ class Candidates:
         except Exception as raised:
             return failure_of(raised, task)
 
+    @property
+    def stream(self) -> None:
+        """Nothing: gradients of several are not sent in buckets."""
+
     def ahead(self, task: Task) -> None:
         """Gather the rows of the training round after `task`."""
         for gathered in self._gathered:

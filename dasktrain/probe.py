@@ -71,6 +71,10 @@ class Echo:
     ) -> None:
         self._threads = threads
 
+    @property
+    def stream(self) -> None:
+        """Nothing: it has no gradients."""
+
     def domain(self) -> Domain:
         """Tell of the bits that this worker gives, and of its machine."""
         device = Device("auto")
