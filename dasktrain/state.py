@@ -93,6 +93,7 @@ class TrainState:
         self._changed = Changed(self.parameters.tables)
         self.optimizer = make_optimizer(list(groups(module)) if groups else self._groups())
         self._check_optimizer()
+        self._rows_alone = steps_rows_alone(self.optimizer, self.parameters.tables)
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
 
     def _groups(self) -> list[Any]:
@@ -154,7 +155,7 @@ class TrainState:
 
     def step(self, touched: Sequence[Touched]) -> None:
         """Have the optimizer step parameters that have their gradients, which for tables are of the rows touched."""
-        with self._changed.by_step(touched if steps_rows_alone(self.optimizer, self.parameters.tables) else None):
+        with self._changed.by_step(touched if self._rows_alone else None):
             self.optimizer.step()
         self.parameters.store()
 
