@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from dasktrain.running import RunStatus as RunStatus
     from dasktrain.running import runs as runs
     from dasktrain.running import stop as stop
-    from dasktrain.searching import Found as Found
     from dasktrain.searching import Halving as Halving
+    from dasktrain.searching import SearchResult as SearchResult
     from dasktrain.searching import search as search
     from dasktrain.splitting import split as split
     from dasktrain.strategies import GradientAveraging as GradientAveraging
@@ -53,7 +53,6 @@ _HOMES = {
     "Compute": "dasktrain.compute",
     "EarlyStopping": "dasktrain.observe",
     "Ensemble": "dasktrain.ensemble",
-    "Found": "dasktrain.searching",
     "GradientAveraging": "dasktrain.strategies",
     "Halving": "dasktrain.searching",
     "History": "dasktrain.observe",
@@ -69,6 +68,7 @@ _HOMES = {
     "Result": "dasktrain.result",
     "RunStatus": "dasktrain.running",
     "Schema": "dasktrain.data.source",
+    "SearchResult": "dasktrain.searching",
     "Seq2Seq": "dasktrain.estimators",
     "Table": "dasktrain.data.table",
     "TabularClassifier": "dasktrain.estimators",

@@ -63,7 +63,7 @@ class Halving:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     Attributes
@@ -112,7 +112,7 @@ def search(
     halving: Halving | None = None,
     client: Where = None,
     **settings: Any,
-) -> Found:
+) -> SearchResult:
     """Train many candidates in one pass over the data, each to the very bits it would have if it were trained alone.
 
     Data are read, converted and gathered once, and a round is one message for all.
@@ -205,7 +205,7 @@ class _Search:
         self._drivers = [training.driver for training in trainings]
         self._told = 0  # epochs
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Train all."""
         coordinator = self._drivers[0].coordinator
         try:
@@ -244,7 +244,7 @@ class _Search:
         value = sign_of(self._monitor) * record.get(self._monitor, math.nan)
         return math.inf if math.isnan(value) else value
 
-    def _found(self, failed: Mapping[int, Exception]) -> Found:
+    def _found(self, failed: Mapping[int, Exception]) -> SearchResult:
         """Take over what was trained."""
         results: list[Result | None] = []
         rows: list[Record] = []
@@ -264,7 +264,7 @@ class _Search:
         # Those that left early are behind those that went on, whatever their figures.
         order = sorted(range(len(rows)), key=lambda n: (n in failed, -rows[n]["rounds"], self._value(n)))
         frame = pd.DataFrame([rows[number] for number in order]).drop(columns="epoch", errors="ignore")
-        return Found(self._given, results, frame, self._monitor)
+        return SearchResult(self._given, results, frame, self._monitor)
 
 
 def _trainings(
