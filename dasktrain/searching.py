@@ -156,6 +156,7 @@ def search(
         raise BadInput("A search must start anew, however resume is given; resume a fit of the best candidate instead")
     fittings = [_fitting(make, candidate, data, validation, plain) for candidate in given]
     figure = monitor or ("loss" if validation is None else "valid_loss")
+    _check_monitor(figure, fittings)
     with shipped(plain.ship), wire_of(client) as wire:
         return driven(wire, lambda stop: _Search(given, fittings, figure, halving, wire, stop).run)
 
@@ -182,6 +183,18 @@ def _fitting(
     if any(isinstance(each, Checkpoint) for each in trainer.observers):
         raise BadInput("Candidates must not write checkpoints, however one has a dt.Checkpoint; leave it out")
     return Fitting(trainer, data, validation, replace(settings, seed=candidate.get("seed", settings.seed)))
+
+
+def _check_monitor(monitor: str, fittings: Sequence[Fitting]) -> None:
+    """Raise BadInput if a candidate's history will not have a figure."""
+    for fitting in fittings:
+        names = ["loss", *fitting.trainer.metrics]
+        names += [f"valid_{name}" for name in names if fitting.validation is not None]
+        if monitor not in names:
+            raise BadInput(
+                f"monitor must be a figure of every candidate's epochs, however {monitor!r} is none; "
+                f"{nearest(monitor, names)}"
+            )
 
 
 class _Search:
@@ -236,11 +249,6 @@ class _Search:
         """Return what is least for the best candidate."""
         history = self._drivers[number].run.history
         record = history[-1] if history else {}
-        if record and self._monitor not in record:
-            raise BadInput(
-                f"monitor must be a figure of the history, however {self._monitor!r} is none; "
-                f"{nearest(self._monitor, list(record))}"
-            )
         value = sign_of(self._monitor) * record.get(self._monitor, math.nan)
         return math.inf if math.isnan(value) else value
 
@@ -261,8 +269,9 @@ class _Search:
                 | {"ended": "diverged" if result is None else result.ended}
                 | {"digest": None if result is None else result.digest, "candidate": number}
             )
-        # Those that left early are behind those that went on, whatever their figures.
-        order = sorted(range(len(rows)), key=lambda n: (n in failed, -rows[n]["rounds"], self._value(n)))
+        # Those that had to leave are behind those that went on, whatever their figures.
+        left = [row["rounds"] if row["ended"] == "halving" else math.inf for row in rows]
+        order = sorted(range(len(rows)), key=lambda n: (n in failed, -left[n], self._value(n)))
         frame = pd.DataFrame([rows[number] for number in order]).drop(columns="epoch", errors="ignore")
         return SearchResult(self._given, results, frame, self._monitor)
 

@@ -193,6 +193,8 @@ def test_a_candidate_may_stop_early_and_go_back_to_its_best_epoch() -> None:
         assert (result.digest, result.ended) == (wanted.digest, wanted.ended)
     assert found.results[0] is not None
     assert found.results[0].ended == "observer"
+    ranked = list(found.frame["valid_loss"])  # however many rounds it took them
+    assert ranked == sorted(ranked)
 
 
 def test_observers_see_their_own_candidate() -> None:
