@@ -15,6 +15,7 @@ CASES = (
     "text",
     "language_model",
     "folds",
+    "search",
     "imbalance",
     "fuzz",
 )

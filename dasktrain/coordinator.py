@@ -116,13 +116,18 @@ class Coordinator:
                 if now >= deadline:
                     return
 
-    def ask(self, kind: Kind, epoch: int, round: int, state: State, dense: int | None = None) -> Partial:
+    def ask(
+        self, kind: Kind, epoch: int, round: int, state: State, dense: int | None = None, whose: str = ""
+    ) -> Partial:
         """Return the sum over all shards of one round.
 
         Parameters
         ----------
         dense
             How many of the parameters, the first, have their gradients in vectors; None: all.
+        whose
+            Tells apart rounds of one number that are asked for several times, each for others: an answer to one of
+            them that comes late is none to another.
 
         Raises
         ------
@@ -137,7 +142,7 @@ class Coordinator:
             if isinstance(event, Answered | Received):
                 self._compare(event)  # to a round that is over
             self._take(event)
-        self._next = Task(self._wire.run, kind, epoch, round, 0, self._fleet.shards)
+        self._next = Task(self._wire.run + whose, kind, epoch, round, 0, self._fleet.shards)
         self._incoming.begin(state.parameters[:dense])
         started = monotonic()
         with self._wire.round(state):

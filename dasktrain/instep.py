@@ -115,7 +115,8 @@ class InStep:
     def _round(self, ask: Ask, who: Sequence[int]) -> None:
         """Have a round computed for some; if a sum is not finite, for each of them alone."""
         try:
-            total = self._coordinator.ask(*ask, self._together.message(who))
+            whose = "/" + ",".join(map(str, who))
+            total = self._coordinator.ask(*ask, self._together.message(who), whose=whose)
         except NonFinite as error:
             if len(who) == 1:
                 self._fail(who[0], error)

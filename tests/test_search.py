@@ -1,6 +1,7 @@
 """Candidates trained in step have the bits they would have alone, and do not disturb each other."""
 
 from functools import partial
+from random import Random
 from typing import Any
 
 import dask
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import dasktrain as dt
 from dasktrain.candidates import ASKED, GONE, IDLE, PAGE, Places, Size
 from dasktrain.errors import BadInput, ModelError, ReplicaError, UnknownKeyword
+from tests.chaos_wire import ChaosWire, Clock
 from tests.problems import PROBLEMS
 from tests.small import Watcher
 
@@ -108,6 +110,18 @@ def test_digests_are_the_same_on_a_cluster_with_and_without_shared_memory(clean:
         found = dt.search(make, grid, DATA, VALID, client=clean, halving=dt.Halving(), **SETTINGS)
     digests.add(tuple(found.frame.sort_values("candidate")["digest"]))
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_workers_that_die_hang_and_join_change_no_bit(seed: int) -> None:
+    grid = {"lr": [0.1, 1e30, 0.01], "seed": [0, 1]}
+    clock = Clock()
+    wire = ChaosWire(Random(seed), 3, clock)
+    with clock.ticking():
+        found = dt.search(make, grid, DATA, VALID, client=wire, halving=dt.Halving(), **SETTINGS)
+    quiet = dt.search(make, grid, DATA, VALID, client=dt.LocalWire(), halving=dt.Halving(), **SETTINGS)
+    pd.testing.assert_series_equal(found.frame["digest"], quiet.frame["digest"])
+    assert sum(wire.happened.values()) > 3
 
 
 # -- candidates that end ------------------------------------------------------------------------------------------
