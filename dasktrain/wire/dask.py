@@ -66,9 +66,8 @@ class DaskWire:
         self._leases: Leases | None = None
         self._watch: Watch | None = None
         self._channels: dict[str, Channel] = {}
-        self._given: dict[
-            str, list[Any]
-        ] = {}  # worker -> frames of the bucket that it sent last, and maybe not the last
+        #: worker -> frames of the bucket that came last, which is being added until the next look at events
+        self._given: dict[str, list[Any]] = {}
         self._asked: dict[str, float] = {}  # worker -> since when it has had its task
         self._begins = False  # whether nobody looked at events since the round began
         self._asks: list[Ask] = []  # what is held back until somebody does

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -82,8 +81,8 @@ class LocalWire:
         self._replicas.pop(worker, None)
 
     def _received(self, worker: str, bucket: Bucket) -> None:
-        """Pass on a part of an answer that is being made, in memory of its own."""
-        self._events.append(Received(worker, replace(bucket, values=bucket.values.copy())))
+        """Pass on a part of an answer that is being made; a replica leaves it alone until the next round."""
+        self._events.append(Received(worker, bucket))
 
     def _read(self, kind: Kind, partition: int) -> Any:
         return self._blocks[kind][partition]
