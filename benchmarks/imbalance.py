@@ -24,7 +24,7 @@ from dasktrain.models import MLP
 ROWS, COMMON, FEATURES, PARTITIONS = 100_000, 0.99, 20, 8
 SEEDS, ROUNDS, BATCH, RATE = (0, 1, 2), 2000, 512, 1e-3
 
-#: what `fit` is given; the samples of a generative adversarial network will be another
+#: what `fit` is given beside what makes rows up, which is trained on the same data first
 STRATEGIES: dict[str, dict[str, Any]] = {
     "none": {},
     "stratified rounds": {"partition": "stratified"},
@@ -35,6 +35,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "SMOTE": {"balance": dt.balance.Smote()},
     "SMOTE to 1:5": {"balance": dt.balance.Smote(0.2)},
 }
+RATIOS = {"GAN": 1.0, "GAN to 1:5": 0.2}
 Scored = tuple[np.ndarray, np.ndarray]  # of the rows held out: labels, and the probability of the rare class
 
 
@@ -75,6 +76,11 @@ def ours(settings: dict[str, Any], train: Any, held_out: Any, seed: int) -> Scor
     return held_out["y"].compute().to_numpy(), probability[:, 1]
 
 
+def generated(ratio: float, train: Any, held_out: Any, seed: int) -> Scored:
+    gan = dt.balance.Gan.trained(dt.Table(train, "y"), ratio, seed=seed, client=dt.LocalWire(2), observers=[])
+    return ours({"balance": gan}, train, held_out, seed)
+
+
 def trees(weighted: bool, train: Any, held_out: Any, seed: int) -> Scored:
     known, unknown = train.compute(), held_out.compute()
     rare = float((known["y"] == 1).mean())
@@ -91,6 +97,7 @@ def trees(weighted: bool, train: Any, held_out: Any, seed: int) -> Scored:
 
 SIDES: dict[str, Callable[..., Scored]] = {
     **{name: partial(ours, settings) for name, settings in STRATEGIES.items()},
+    **{name: partial(generated, ratio) for name, ratio in RATIOS.items()},
     "xgboost": partial(trees, False),
     "xgboost, scale_pos_weight": partial(trees, True),
 }

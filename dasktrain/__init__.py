@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dasktrain.estimators import TabularClassifier as TabularClassifier
     from dasktrain.estimators import TabularRegressor as TabularRegressor
     from dasktrain.estimators import TextClassifier as TextClassifier
+    from dasktrain.folds import Fold as Fold
     from dasktrain.inspection import Report as Report
     from dasktrain.inspection import check as check
     from dasktrain.objective import accuracy as accuracy
@@ -53,6 +54,7 @@ _HOMES = {
     "Compute": "dasktrain.compute",
     "EarlyStopping": "dasktrain.observe",
     "Ensemble": "dasktrain.ensemble",
+    "Fold": "dasktrain.folds",
     "GradientAveraging": "dasktrain.strategies",
     "Halving": "dasktrain.searching",
     "History": "dasktrain.observe",

@@ -104,7 +104,7 @@ class Candidates:
         self._memory = memory
         self._vectors: list[Vector] = []  # that answers lie in
         self._lent = 0
-        self._latest: tuple[Kind, int, int] | None = None  # the round they are lent to
+        self._latest: tuple[Kind, int, int, int] | None = None  # the round they are lent to
         self._there: tuple[bool, ...] = ()
         self._asked = list(range(len(jobs)))
 
@@ -144,8 +144,8 @@ class Candidates:
     def _partials(self, task: Task, state: State) -> tuple[Partial, ...]:
         roles = state.buffers[: len(self._replicas)]
         self._place(tuple(bool(role) for role in roles != GONE), state.parameters.itemsize)
-        if self._latest != (task.kind, task.epoch, task.round):
-            self._latest, self._lent = (task.kind, task.epoch, task.round), 0
+        if self._latest != (latest := (task.kind, task.epoch, task.round, task.turn)):
+            self._latest, self._lent = latest, 0
         self._asked = [int(number) for number in np.flatnonzero(roles == ASKED)]
         found: dict[int, tuple[Partial, ...]] = {}
         for number in self._asked:

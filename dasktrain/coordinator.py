@@ -117,9 +117,9 @@ class Coordinator:
                     return
 
     def ask(
-        self, kind: Kind, epoch: int, round: int, state: State, dense: int | None = None, whose: str = ""
+        self, kind: Kind, epoch: int, round: int, turn: int, state: State, dense: int | None = None, whose: str = ""
     ) -> Partial:
-        """Return the sum over all shards of one round.
+        """Return the sum over all shards of one round, or of one turn of it.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class Coordinator:
             if isinstance(event, Answered | Received):
                 self._compare(event)  # to a round that is over
             self._take(event)
-        self._next = Task(self._wire.run + whose, kind, epoch, round, 0, self._fleet.shards)
+        self._next = Task(self._wire.run + whose, kind, epoch, round, 0, self._fleet.shards, turn)
         self._incoming.begin(state.parameters[:dense])
         started = monotonic()
         with self._wire.round(state):

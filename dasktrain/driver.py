@@ -9,23 +9,33 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from dasktrain.coordinator import Coordinator
+from dasktrain.coordinator import Coordinator, Parts
 from dasktrain.domain import pinned
 from dasktrain.errors import WorkerLost
-from dasktrain.messages import Kind, Partial
+from dasktrain.messages import Kind, Partial, Vector
 from dasktrain.observe import Observer, Record, Run
 from dasktrain.plan import Plan
+from dasktrain.players import Players
 from dasktrain.resume import Saved
 from dasktrain.state import Snapshot, TrainState
 from dasktrain.strategies import Strategy, Sums, check_weight
 
 
 class Ask(NamedTuple):
-    """A round that a run needs the total of, to go on."""
+    """A round that a run needs the total of, to go on, or a turn of it."""
 
     kind: Kind
     epoch: int
     round: int
+    turn: int = 0
+
+
+class _Turn(NamedTuple):
+    """What came of a turn: its sums (scalars,), its seconds by part, and figures of the step."""
+
+    sums: Vector
+    parts: Parts
+    figures: dict[str, float]
 
 
 class Leave(Exception):
@@ -54,6 +64,7 @@ class Driver:
     coordinator: Coordinator
     plan: Plan
     evaluation: Plan | None
+    players: Players
     strategy: Strategy
     sums: Sums
     observers: Sequence[Observer]
@@ -141,21 +152,34 @@ class Driver:
     def _round(self) -> Asks:
         state, cursor = self.state, self.run.cursor
         started = perf_counter()
-        total = yield from self._total("train", cursor.epoch, cursor.round)
+        sums, parts, figures = yield from self._turn(0)
+        for turn in range(1, len(self.players.turns)):
+            found = yield from self._turn(turn)
+            sums = sums + found.sums
+            parts = {part: seconds + found.parts[part] for part, seconds in parts.items()}
+            figures |= found.figures
+        record = self._round_record(sums, started, parts, figures)
+        if state.scheduler and self.schedule_every == "round":
+            state.scheduler.step()
+        cursor.sums = sums + (0.0 if cursor.sums is None else cursor.sums)
+        cursor.round += 1
+        cursor.done += 1
+        cursor.settled = True
+        self._tell("round", record)
+
+    def _turn(self, turn: int) -> Generator[Ask, Partial, "_Turn"]:
+        """Have one player step."""
+        cursor, state = self.run.cursor, self.state
+        total = yield from self._total("train", cursor.epoch, cursor.round, turn)
         assert total.sums is not None
         for observer in self.observers:
             observer.step()
         cursor.settled = False
         with pinned(state.threads(self.run.threads)):
             figures = self.strategy.apply(state, total, self.sums)
-        record = self._round_record(total, started, figures)
-        if state.scheduler and self.schedule_every == "round":
-            state.scheduler.step()
-        cursor.sums = total.sums + (0.0 if cursor.sums is None else cursor.sums)
-        cursor.round += 1
-        cursor.done += 1
-        cursor.settled = True
-        self._tell("round", record)
+        if self.players.several:
+            figures = {f"{self.players.turns[turn]}_{name}": value for name, value in figures.items()}
+        return _Turn(total.sums.copy(), self.coordinator.parts, figures)
 
     def _epoch(self) -> Asks:
         """Evaluate, step an epoch-wise schedule, and begin the next epoch."""
@@ -170,20 +194,20 @@ class Driver:
         self._epoch_started = perf_counter()
         self._tell("epoch", record)
 
-    def _total(self, kind: Kind, epoch: int, round: int) -> Generator[Ask, Partial, Partial]:
+    def _total(self, kind: Kind, epoch: int, round: int, turn: int = 0) -> Generator[Ask, Partial, Partial]:
         """Have every shard computed and reduced."""
-        total = yield Ask(kind, epoch, round)
+        total = yield Ask(kind, epoch, round, turn)
         check_weight(total, self.sums, f"{kind} round {round} of epoch {epoch}")
         self.state.parameters.check(total)
         return total
 
     # -- records ------------------------------------------------------------------------------------------
 
-    def _round_record(self, total: Partial, started: float, figures: dict[str, float]) -> Record:
+    def _round_record(self, sums: Vector, started: float, parts: Parts, figures: dict[str, float]) -> Record:
         cursor = self.run.cursor
         rows, seconds = self.plan.rows_of_round(cursor.round), perf_counter() - started
-        record = {"epoch": cursor.epoch, "round": cursor.round, "rows": rows, **self.sums.means(total), **figures}
-        parts = self.coordinator.parts
+        record = {"epoch": cursor.epoch, "round": cursor.round, "rows": rows}
+        record |= self.sums.figures(sums, every_round=True) | figures
         record |= {
             "learning_rate": self.state.learning_rate,
             "seconds": seconds,
@@ -197,12 +221,14 @@ class Driver:
     def _epoch_record(self) -> Generator[Ask, Partial, Record]:
         """Record the epoch so far, evaluated unless the run was interrupted."""
         cursor, seconds = self.run.cursor, perf_counter() - self._epoch_started
-        means = self.sums.means(Partial(0, self.run.shards, None, cursor.sums))
+        assert cursor.sums is not None
+        figures = self.sums.figures(cursor.sums)
         rows = sum(self.plan.rows_of_round(done) for done in range(cursor.round))
-        record: Record = {"epoch": cursor.epoch, "rounds": cursor.round, "rows": rows, **means}
+        record: Record = {"epoch": cursor.epoch, "rounds": cursor.round, "rows": rows, **figures}
         if self.evaluation is not None and self.ended != "interrupt":
-            valid = self.sums.means((yield from self._total("evaluate", cursor.epoch, cursor.round - 1)))
-            record |= {f"valid_{name}": value for name, value in valid.items()}
+            total = yield from self._total("evaluate", cursor.epoch, cursor.round - 1)
+            assert total.sums is not None
+            record |= {f"valid_{name}": value for name, value in self.sums.figures(total.sums).items()}
         record |= {
             "learning_rate": self.state.learning_rate,
             "seconds": seconds,

@@ -12,7 +12,6 @@ from dasktrain.data.source import Source
 from dasktrain.data.target import Indicators, Labels
 from dasktrain.errors import BadInput
 from dasktrain.evaluate import evaluate
-from dasktrain.objective import Measure
 from dasktrain.predict import predict
 from dasktrain.result import Result
 from dasktrain.shipping import shipped
@@ -61,8 +60,8 @@ class Ensemble:
         with shipped(self._ship):
             return predict(self.model, self.encoding, data, "probability")
 
-    def evaluate(self, data: Source, metrics: Mapping[str, Measure]) -> dict[str, float]:
-        """Return the mean of each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
+    def evaluate(self, data: Source, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Return each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
         with shipped(self._ship):
             return evaluate(self.model, self.encoding, data, metrics)
 

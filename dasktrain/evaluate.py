@@ -1,7 +1,7 @@
 """Means over a whole data set, computed where it lies."""
 
-import math
 from collections.abc import Mapping
+from typing import Any
 
 import dask
 import numpy as np
@@ -12,16 +12,17 @@ from torch import nn
 from dasktrain.data.block import Block, Collate, batches, call
 from dasktrain.data.source import Encoding, Source, check_surveys
 from dasktrain.data.tokenised import run_each
-from dasktrain.objective import Measure, detached, measure
+from dasktrain.metrics import Metric, figures_of, metrics_of
+from dasktrain.objective import detached
 
 #: rows per forward pass
 ROWS = 64
 
 
 def evaluate(
-    module: nn.Module, encoding: Encoding, data: Source, metrics: Mapping[str, Measure], rows: int = ROWS
+    module: nn.Module, encoding: Encoding, data: Source, metrics: Mapping[str, Any], rows: int = ROWS
 ) -> dict[str, float]:
-    """Return each metric's mean over all rows of `data`; a metric that returns (sum, weight) has its own denominator.
+    """Return each metric over all rows of `data`; a metric that returns (sum, weight) has its own denominator.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ def evaluate(
     data
         Of the kind the run was trained on.
     metrics
-        Name -> ``metric(output, target)``.
+        As :class:`dasktrain.Trainer` takes them.
     rows
         Of a forward pass; it changes results by rounding only.
     """
@@ -38,20 +39,25 @@ def evaluate(
     surveys = dask.compute(*source.survey())
     check_surveys(surveys, "evaluated", encoding.target)
     source.sample(encoding, surveys, 1)  # refuses what does not fit
-    bound = (module.eval(), encoding.collate, dict(metrics), rows)
+    summed = metrics_of(metrics, encoding)
+    bound = (module.eval(), encoding.collate, summed, rows)
     found = dask.compute(*run_each(_sums, bound, source.convert(encoding, surveys, by_class=False)))
-    totals = np.array([np.zeros((len(metrics), 2)), *found]).sum(axis=0)
-    sums = zip(metrics, totals.tolist(), strict=True)
-    return {name: total / weight if weight else math.nan for name, (total, weight) in sums}
+    return figures_of(summed, np.array([np.zeros(_size(summed)), *found]).sum(axis=0))
 
 
 def _sums(
-    module: nn.Module, collate: Collate, metrics: Mapping[str, Measure], rows: int, block: Block
+    module: nn.Module, collate: Collate, metrics: Mapping[str, Metric], rows: int, block: Block
 ) -> NDArray[np.float64]:
-    """Return each metric's sum and weight over one partition, (metrics, 2)."""
-    totals = np.zeros((len(metrics), 2))
+    """Return each metric's sums over one partition, one after the other."""
+    totals = np.zeros(_size(metrics))
     with torch.no_grad():
         for batch in batches(block, collate, rows):
             output = call(module, batch.inputs)
-            totals += [measure(metric, detached(output), batch) for metric in metrics.values()]
+            found = [metric.sums(detached(output), batch) for metric in metrics.values()]
+            totals += np.concatenate([np.zeros(0), *found])
     return totals
+
+
+def _size(metrics: Mapping[str, Metric]) -> int:
+    """Return how many sums all metrics have."""
+    return sum(metric.size for metric in metrics.values())

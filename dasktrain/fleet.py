@@ -285,7 +285,8 @@ class Fleet:
 
     def _of_round(self, task: Task) -> bool:
         latest = self._round
-        return latest is not None and (task.round, task.epoch, task.kind, task.run) == (
+        return latest is not None and (task.turn, task.round, task.epoch, task.kind, task.run) == (
+            latest.turn,
             latest.round,
             latest.epoch,
             latest.kind,

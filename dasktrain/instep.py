@@ -103,7 +103,7 @@ class InStep:
         while self._asks:
             if len(self._asks) <= LEFT * len(self._together.there):
                 self._together.keep(sorted(self._asks))
-            ask = min(self._asks.values(), key=lambda ask: (ask.epoch, ask.round, ask.kind == "evaluate"))
+            ask = min(self._asks.values(), key=lambda ask: (ask.epoch, ask.round, ask.kind == "evaluate", ask.turn))
             who = [number for number, wanted in self._asks.items() if wanted == ask]
             try:
                 self._round(ask, who)

@@ -25,7 +25,7 @@ DTYPES = ("float32", "float64", "uint8")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Compute shards [start, stop) of one round of a run."""
+    """Compute shards [start, stop) of one round of a run, or of one turn of it, if several players share it."""
 
     run: str
     kind: Kind
@@ -33,6 +33,7 @@ class Task:
     round: int
     start: int
     stop: int
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,12 +296,12 @@ def _touched(numbers: Any, frame: Any, width: Any, dtype: Any) -> Touched:
 
 
 def _plain(task: Task) -> list[str | int]:
-    return [task.run, task.kind, task.epoch, task.round, task.start, task.stop]
+    return [task.run, task.kind, task.epoch, task.round, task.start, task.stop, task.turn]
 
 
 def _task(plain: Any) -> Task:
     task = Task(*plain)
-    for number in (task.epoch, task.round, task.start, task.stop):
+    for number in (task.epoch, task.round, task.start, task.stop, task.turn):
         _of(int, number)
     if _of(str, task.kind) not in get_args(Kind):
         raise ValueError(f"a task is of kind {task.kind!r}")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dasktrain.draws import Draws
 from dasktrain.errors import PlanError
+from dasktrain.folds import Side
 from dasktrain.permutation import Integers, permuted
 
 Partitioning = Literal["block", "random", "stratified"]
@@ -130,6 +131,8 @@ class Plan:
     grouped
         Whether every shard reads its own class of `strata`, and nothing else: rows that belong together are in one
         shard. Shards then differ in their rows, and each spreads its own over the rounds.
+    side
+        Which rows of the data set's `strata` are, if a fold is set apart; None: all.
     """
 
     strata: Integers
@@ -142,6 +145,7 @@ class Plan:
     by_length: bool = False
     drawn: tuple[int, ...] | None = None
     grouped: bool = False
+    side: Side | None = None
     #: rows that an epoch reads, of each class and of all
     rows_per_class: Integers = field(init=False, repr=False)
     num_rows: int = field(init=False)
@@ -155,7 +159,8 @@ class Plan:
         object.__setattr__(
             self, "strata", strata.reshape(len(strata), -1) if strata.size else strata.reshape(len(strata), 1)
         )
-        object.__setattr__(self, "_before", self.strata.cumsum(axis=1) - self.strata)
+        there = self.strata if self.side is None else self.side.rows
+        object.__setattr__(self, "_before", there.cumsum(axis=1) - there)
         object.__setattr__(self, "rows_per_class", self.strata.sum(axis=0))
         for name, least in (("shards", 1), ("batch_size", 1), ("window", 1), ("seed", 0)):
             value = getattr(self, name)
@@ -321,9 +326,11 @@ class Plan:
         ends = np.cumsum(size)
         at = np.searchsorted(ends, index, side="right")
         place, partition = first[at] + index - (ends - size)[at], partition[at]
-        if self._draws is None:
-            return Rows(partition, self._before[partition, label] + place)
-        row, copy = self._draws.locate(epoch, label, partition, place)
+        row, copy = place, None
+        if self._draws is not None:
+            row, copy = self._draws.locate(epoch, label, partition, place)
+        if self.side is not None:
+            row = self.side.locate(label, partition, row)
         return Rows(partition, self._before[partition, label] + row, copy)
 
     def _segments(self, epoch: int, label: int, start: int, length: int) -> Integers:

@@ -10,17 +10,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dasktrain.data.block import Batch, call
 from dasktrain.errors import DasktrainError, ModelError, PlanError
-from dasktrain.objective import Measure, Objective, detached, measure
+from dasktrain.metrics import Metric
+from dasktrain.objective import Objective, detached
 from dasktrain.plan import Plan
+from dasktrain.players import Players
 from dasktrain.sparse import split, tables
-from dasktrain.strategies import Strategy
+from dasktrain.strategies import Strategy, contributed
 from dasktrain.vector import FlatParameters, trainable
 
 
 def check(
     module: nn.Module,
-    loss: Measure,
-    metrics: Mapping[str, Measure],
+    players: Players,
+    metrics: Mapping[str, Metric],
     strategy: Strategy,
     plan: Plan,
     batch: Batch,
@@ -37,14 +39,14 @@ def check(
     with torch.random.fork_rng(devices=[]):
         module = copy.deepcopy(module).train()
         with _Writes(FlatParameters(module).parameters) as writes:  # refuses a module without anything to train
-            _try(module, loss, metrics, strategy, plan, batch)
+            _try(module, players, metrics, strategy, plan, batch)
         writes.check(trainable(module))
 
 
 def _try(
     module: nn.Module,
-    loss: Measure,
-    metrics: Mapping[str, Measure],
+    players: Players,
+    metrics: Mapping[str, Metric],
     strategy: Strategy,
     plan: Plan,
     batch: Batch,
@@ -58,17 +60,18 @@ def _try(
             raise PlanError(_too_few_rows(plan)) from error
         raise ModelError(f"The model must accept inputs {shapes}, however {type(error).__name__}: {error}") from error
     found = f"output {_shape(output)} and target {_shape(batch.target)}"
+    parameters = list(trainable(module).values())
     try:
-        total, _ = Objective(loss)(output, batch)
-        gradients = strategy.contribute(total, list(trainable(module).values()))
-        split(gradients, tables(module), total.dtype)
+        for loss, mine in zip(players.losses.values(), players.parameters(module), strict=True):
+            total, _ = Objective(loss)(call(module, batch.inputs), batch)
+            split(contributed(strategy, total, parameters, mine), tables(module), total.dtype)
     except DasktrainError:
         raise
     except Exception as error:
         raise ModelError(f"The loss must accept {found}, however {type(error).__name__}: {error}") from error
     for name, metric in metrics.items():
         try:
-            measure(metric, detached(output), batch)
+            metric.sums(detached(output), batch)
         except Exception as error:
             raise ModelError(f"Metric {name!r} must accept {found}, however {type(error).__name__}: {error}") from error
 

@@ -23,12 +23,14 @@ from dasktrain.domain import canary, digest_of_bits, made_up
 from dasktrain.errors import DasktrainError, DataError, NonFinite
 from dasktrain.events import Domain
 from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Stream, Task, Vector
-from dasktrain.objective import Measure, Objective, detached, measure
+from dasktrain.metrics import Metric
+from dasktrain.objective import Objective, detached
 from dasktrain.plan import Plan, Rows, shard_seed
+from dasktrain.players import Players
 from dasktrain.reduce import fold, spine, subtrees
 from dasktrain.shipping import explained
 from dasktrain.sparse import split
-from dasktrain.strategies import Strategy, Sums
+from dasktrain.strategies import Strategy, Sums, contributed
 from dasktrain.touched import Touched, plus_each
 from dasktrain.vector import FlatParameters, Memory, as_tensor, plain_memory
 
@@ -52,8 +54,8 @@ class Job:
     """
 
     module: nn.Module
-    loss: Measure
-    metrics: Mapping[str, Measure]
+    players: Players
+    metrics: Mapping[str, Metric]
     strategy: Strategy
     plans: Mapping[Kind, Plan]
     seed: int
@@ -99,12 +101,15 @@ class Replica:
         self._module = self._device.takes(job.module)
         if job.compute.compile:
             self._module.compile(dynamic=True)  # rounds differ in their rows
-        loss = job.loss
-        self._objective = Objective(self._device.takes(loss) if isinstance(loss, nn.Module) else loss)
+        self._objectives = [
+            Objective(self._device.takes(loss) if isinstance(loss, nn.Module) else loss)
+            for loss in job.players.losses.values()
+        ]
+        self._mine = job.players.parameters(self._module)
         self._parameters = FlatParameters(self._module)
         self._buffers = FlatBuffers(self._module)
         self._trainable = list(self._parameters.parameters.values())
-        self.sums = Sums(list(job.metrics), len(self._trainable), self._buffers.layout.size)
+        self.sums = Sums(job.metrics, len(self._trainable), self._buffers.layout.size, job.players.figures)
         self._accumulator = Accumulator(self._parameters.gradient, self._parameters.vector, memory)
         self._outgoing = self._sending(send) if send is not None else None
         self._synthesiser = None
@@ -113,7 +118,7 @@ class Replica:
         self._mode: Kind | None = None
         #: seconds of the task under way in which data were gathered
         self.waited = 0.0
-        self._latest: tuple[Kind, int, int] | None = None  # the round that the accumulator's memory is lent to
+        self._latest: tuple[Kind, int, int, int] | None = None  # the round that the accumulator's memory is lent to
         #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
         self._ahead: dict[tuple[int, int, int], tuple[Rows, Batch | None]] = {}
 
@@ -148,10 +153,10 @@ class Replica:
 
     def ahead(self, task: Task) -> None:
         """Gather the rows of the training round after `task`, as if the same shards will be asked for."""
-        if task.kind == "train":
+        if task.kind == "train" and self.job.players.is_last(task.turn):
             rounds = self.job.plans["train"].rounds
             epoch, round = divmod(task.epoch * rounds + task.round + 1, rounds)
-            self.stage(replace(task, epoch=epoch, round=round))
+            self.stage(replace(task, epoch=epoch, round=round, turn=0))
 
     def stage(self, task: Task) -> None:
         """Gather the rows of a training round before it is asked for."""
@@ -179,10 +184,15 @@ class Replica:
         self._make_up_values()
         self._set_mode("train")
         sample = self._device.batch(self.job.sample)
-        loss, _ = self._objective(self._call(sample), sample)
-        gradients, touched = self._divided(self.job.strategy.contribute(loss, self._trainable))
-        rows = (as_tensor(part) for each in touched for part in (each.rows, each.values))
-        return [loss, *(gradient for gradient in gradients if gradient is not None), *rows]
+        found: list[Tensor] = []
+        for player, objective in enumerate(self._objectives):
+            loss, _ = objective(self._call(sample), sample)
+            gradients, touched = self._divided(
+                contributed(self.job.strategy, loss, self._trainable, self._mine[player])
+            )
+            rows = (as_tensor(part) for each in touched for part in (each.rows, each.values))
+            found += [loss, *(gradient for gradient in gradients if gradient is not None), *rows]
+        return found
 
     def _divided(self, gradients: list[Tensor | None]) -> tuple[list[Tensor | None], tuple[Touched, ...]]:
         """Return the gradients of parameters, and the rows of tables."""
@@ -235,8 +245,8 @@ class Replica:
     def answer(self, task: Task, state: State) -> tuple[Partial, ...]:
         """Return the sums of a task's nodes; call it pinned."""
         self.waited = 0.0
-        if self._latest != (task.kind, task.epoch, task.round):
-            self._latest = task.kind, task.epoch, task.round
+        if self._latest != (latest := (task.kind, task.epoch, task.round, task.turn)):
+            self._latest = latest
             self._accumulator.reclaim()  # of an earlier round nobody needs the answers
         self._take(state.parameters)
         self._device.fill(self._buffers.vector, as_tensor(state.buffers))
@@ -288,21 +298,21 @@ class Replica:
 
     def _shard(self, task: Task, shard: int, watching: Watching | None = None) -> Sum | None:
         """Return one shard's gradient, or only its scalars if somebody watches the gradient being computed."""
-        place = task.epoch, task.round, shard
-        rows, batch = self._ahead.pop(place) if place in self._ahead else self._waited_for("train", *place)
+        rows, batch = self._at_hand(task, shard)
         if batch is None:
             return None
         self._buffers.load()  # every shard starts from the round's buffers
-        self._device.seed(shard_seed(self.job.seed, *place))
+        turns = len(self.job.players.turns)
+        self._device.seed(shard_seed(self.job.seed, task.epoch, task.round * turns + task.turn, shard))
         total: Sum | None = None
         *firsts, last = self.job.compute.pieces(batch)
         for piece in firsts:
-            total = self._accumulator.plus(total, self._gradients(piece))
+            total = self._accumulator.plus(total, self._gradients(piece, task.turn))
         if watching is None:
-            total = self._accumulator.plus(total, self._gradients(last))
+            total = self._accumulator.plus(total, self._gradients(last, task.turn))
         else:
             with watching(total):
-                found = self._gradients(last)
+                found = self._gradients(last, task.turn)
             before = None if total is None else Sum(None, total.scalars, total.touched)
             total = self._accumulator.plus(before, Sum(None, found.scalars, found.touched))
         if not math.isfinite(total.scalars.sum()):
@@ -312,12 +322,21 @@ class Replica:
             self._buffers.changes(changes, batch.rows)
         return total
 
-    def _gradients(self, batch: Batch) -> Sum:
-        """Return the gradient of the sum of losses for each parameter, and the sums over rows."""
+    def _at_hand(self, task: Task, shard: int) -> tuple[Rows, Batch | None]:
+        """Return a shard's rows, which all turns of a round share."""
+        place = task.epoch, task.round, shard
+        found = self._ahead.pop(place) if place in self._ahead else self._waited_for("train", *place)
+        if not self.job.players.is_last(task.turn):
+            self._ahead[place] = found
+        return found
+
+    def _gradients(self, batch: Batch, turn: int) -> Sum:
+        """Return the gradient of the sum of losses for each parameter of whose turn it is, and the sums over rows."""
         output = self._call(batch)
-        loss, weight = self._objective(output, batch)
-        scalars = self._scalars(output, batch, loss, weight)
-        gradients = self.job.strategy.contribute(loss, self._trainable)
+        player = self.job.players.number(turn)
+        loss, weight = self._objectives[player](output, batch)
+        scalars = self._scalars(output, batch, {player: (loss, weight)}, self.job.players.is_last(turn))
+        gradients = contributed(self.job.strategy, loss, self._trainable, self._mine[player])
         scalars[self.sums.layout.places["used"]] = [gradient is not None for gradient in gradients]
         dense, touched = self._divided(gradients)
         return Sum(dense, scalars, touched)
@@ -336,7 +355,8 @@ class Replica:
                 if batch is None:
                     continue
                 output = self._call(batch)
-                scalars = self._scalars(output, batch, *self._objective(output, batch))
+                losses = {player: objective(output, batch) for player, objective in enumerate(self._objectives)}
+                scalars = self._scalars(output, batch, losses, measured=True)
                 if not math.isfinite(scalars.sum()):
                     self._check_finite(scalars, f"validation after epoch {task.epoch}, shard {shard}", rows)
                 total = scalars if total is None else total + scalars
@@ -344,29 +364,30 @@ class Replica:
             return into
         return self._accumulator.leaf(None, total, into)
 
-    def _scalars(self, output: Any, batch: Batch, loss: Tensor, weight: Tensor) -> np.ndarray:
+    def _scalars(
+        self, output: Any, batch: Batch, losses: Mapping[int, tuple[Tensor, Tensor]], measured: bool
+    ) -> np.ndarray:
+        """Return the sums of some players' losses and, if they are `measured`, of metrics."""
         scalars = np.zeros(self.sums.layout.size, dtype=np.float64)
-        scalars[:3] = float(loss.detach()), float(weight), batch.rows
-        with torch.no_grad():
-            measured = [measure(metric, detached(output), batch) for metric in self.job.metrics.values()]
-        scalars[self.sums.layout.places["metrics"]] = [part for pair in measured for part in pair]
+        places, players = self.sums.layout.places, len(self._objectives)
+        for player, (loss, weight) in losses.items():
+            scalars[player], scalars[players + player] = float(loss.detach()), float(weight)
+        scalars[places["rows"]] = batch.rows
+        if measured and self.job.metrics:
+            with torch.no_grad():
+                found = [metric.sums(detached(output), batch) for metric in self.job.metrics.values()]
+            scalars[places["metrics"]] = np.concatenate(found)
         return scalars
 
     def _check_finite(self, scalars: np.ndarray, where: str, rows: Rows) -> None:
         """Raise NonFinite naming the figure to blame, where it was found and the partitions that were read."""
-        figures = {"The loss": scalars[0]} | {
-            f"Metric {name!r}": value for name, (value, _) in zip(self.job.metrics, self._metrics(scalars), strict=True)
-        }
-        for name, value in figures.items():
-            if not np.isfinite(value):
+        for name, value in self.sums.named(scalars):
+            if not math.isfinite(value):
                 partitions = ", ".join(map(str, np.unique(rows.partition)))
                 raise NonFinite(
                     f"{name} must be finite, however it is {value} in {where}, with rows of partition {partitions}; "
                     "look for extreme values there, or lower the learning rate"
                 )
-
-    def _metrics(self, scalars: np.ndarray) -> np.ndarray:
-        return scalars[self.sums.layout.places["metrics"]].reshape(-1, 2)
 
 
 def failure_of(raised: Exception, task: Task) -> Failure:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dasktrain.assessment import BINS, Assessment, assess
-from dasktrain.balance import Balance
+from dasktrain.balancing import Balance
 from dasktrain.checkpoint import load_state, save_state
 from dasktrain.coordinator import Timing
 from dasktrain.data import encoding_from_json, with_function
@@ -19,7 +19,6 @@ from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError
 from dasktrain.evaluate import evaluate
 from dasktrain.generate import generate
-from dasktrain.objective import Measure
 from dasktrain.observe import History
 from dasktrain.optimizers import MakeOptimizer
 from dasktrain.predict import predict
@@ -124,8 +123,8 @@ class Result:
         with shipped(self.ship):
             return generate(self.model, self.encoding, texts, **settings)
 
-    def evaluate(self, data: Source, metrics: Mapping[str, Measure]) -> dict[str, float]:
-        """Return the mean of each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
+    def evaluate(self, data: Source, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Return each metric over a data set; see :func:`dasktrain.evaluate.evaluate`."""
         with shipped(self.ship):
             return evaluate(self.model, self.encoding, data, metrics)
 

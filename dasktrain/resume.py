@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasktrain.balance import Balance
+from dasktrain.balancing import Balance
 from dasktrain.checkpoint import Store
 from dasktrain.compute import Compute
 from dasktrain.errors import BadInput
@@ -35,13 +35,20 @@ MOST = 5
 
 
 def identity(
-    plan: Plan, state: TrainState, schedule_every: str, compute: Compute, balance: Balance | None = None
+    plan: Plan,
+    state: TrainState,
+    schedule_every: str,
+    compute: Compute,
+    balance: Balance | None = None,
+    turns: Sequence[str] = ("",),
 ) -> Facts:
     """Return what a run and the one it goes on from must have in common, besides the data."""
     optional = {
         "tables": list(state.parameters.tables),
         "balance": None if balance is None else str(balance),
         "grouped": plan.grouped,
+        "fold": None if plan.side is None else str(plan.side.fold),
+        "turns": [turn for turn in turns if turn],
     }
     trainable = {id(parameter) for parameter in state.parameters.parameters.values()}
     frozen = [(name, each) for name, each in sorted(state.module.named_parameters()) if id(each) not in trainable]

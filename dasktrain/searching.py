@@ -19,12 +19,14 @@ from dasktrain.data.block import Batch, call
 from dasktrain.data.source import Source
 from dasktrain.ensemble import Ensemble
 from dasktrain.errors import BadInput, ModelError, known_keywords, nearest
-from dasktrain.fitting import Fitting, Prepared, Settings, Training, default_shards, told_plainly
+from dasktrain.fitting import Fitting, Settings, Training, default_shards
 from dasktrain.fleet import Fleet
+from dasktrain.folds import Fold
 from dasktrain.instep import InStep
 from dasktrain.messages import Kind
 from dasktrain.observe import Progress, Record, sign_of
 from dasktrain.plan import Plan
+from dasktrain.prepared import Prepared, told_plainly
 from dasktrain.result import Result
 from dasktrain.shipping import pack, shipped
 from dasktrain.trainer import Trainer, Where, check_sources, driven, settings_of, wire_of
@@ -107,7 +109,7 @@ def search(
     make: Callable[..., Trainer],
     candidates: Sequence[Candidate] | Mapping[str, Sequence[Any]],
     data: Source,
-    validation: Source | None = None,
+    validation: Source | Fold | None = None,
     monitor: str | None = None,
     halving: Halving | None = None,
     client: Where = None,
@@ -123,8 +125,8 @@ def search(
         Called with each candidate's entries, returns its :class:`dasktrain.Trainer`. Progress is shown for all of them
         together; other observers see their own candidate's run.
     candidates
-        A list of dicts, or a dict of lists, of which all combinations are tried. ``seed`` is not for `make` but for
-        the run, as that of ``fit``.
+        A list of dicts, or a dict of lists, of which all combinations are tried. Two names are not for `make` but for
+        the run: ``seed``, and ``fold``, a :class:`dasktrain.Fold` in place of `validation`.
     data, validation
         As ``fit`` takes them.
     monitor
@@ -149,13 +151,14 @@ def search(
     --------
     ``dt.search(make, {"lr": [1e-3, 1e-2], "width": [64, 256]}, data, validation, epochs=10).frame``
     """
-    check_sources(data=data, validation=validation)
     given = _listed(candidates)
     plain = known_keywords(settings_of)(**settings)
     if plain.resume is not None:
         raise BadInput("A search must start anew, however resume is given; resume a fit of the best candidate instead")
     fittings = [_fitting(make, candidate, data, validation, plain) for candidate in given]
-    figure = monitor or ("loss" if validation is None else "valid_loss")
+    if len({fitting.fold is None for fitting in fittings}) > 1:
+        raise BadInput("Every candidate must have a fold or none, however only some have; give the others one")
+    figure = monitor or ("loss" if fittings[0].validation is None else "valid_loss")
     _check_monitor(figure, fittings)
     with shipped(plain.ship), wire_of(client) as wire:
         return driven(wire, lambda stop: _Search(given, fittings, figure, halving, wire, stop).run)
@@ -171,10 +174,14 @@ def _listed(candidates: Sequence[Candidate] | Mapping[str, Sequence[Any]]) -> li
 
 
 def _fitting(
-    make: Callable[..., Trainer], candidate: Candidate, data: Source, validation: Source | None, settings: Settings
+    make: Callable[..., Trainer],
+    candidate: Candidate,
+    data: Source,
+    validation: Source | Fold | None,
+    settings: Settings,
 ) -> Fitting:
     """Return what trains a candidate alone."""
-    rest = {name: value for name, value in candidate.items() if name != "seed"}
+    rest = {name: value for name, value in candidate.items() if name not in ("seed", "fold")}
     trainer = make(**rest)
     if not isinstance(trainer, Trainer):
         raise BadInput(f"make must return a dt.Trainer, however for {rest} it returned {type(trainer)}")
@@ -182,13 +189,15 @@ def _fitting(
     trainer.observers = [each for each in trainer.observers if not isinstance(each, Progress)]
     if any(isinstance(each, Checkpoint) for each in trainer.observers):
         raise BadInput("Candidates must not write checkpoints, however one has a dt.Checkpoint; leave it out")
+    validation = candidate.get("fold", validation)
+    check_sources(data, validation)
     return Fitting(trainer, data, validation, replace(settings, seed=candidate.get("seed", settings.seed)))
 
 
 def _check_monitor(monitor: str, fittings: Sequence[Fitting]) -> None:
     """Raise BadInput if a candidate's history will not have a figure."""
     for fitting in fittings:
-        names = ["loss", *fitting.trainer.metrics]
+        names = list(dict.fromkeys(["loss", *fitting.trainer.players.figures, *fitting.trainer.metrics]))
         names += [f"valid_{name}" for name in names if fitting.validation is not None]
         if monitor not in names:
             raise BadInput(
@@ -286,14 +295,14 @@ def _trainings(
         prepared = Prepared(fittings[0], wire)
     fleet = Fleet(shards, None, settings.determinism == "strict")
     coordinator = Coordinator(wire, fleet, tell, stop)
-    plans: dict[int, dict[Kind, Plan]] = {}
+    plans: dict[tuple[int, Fold | None], dict[Kind, Plan]] = {}
     trainings: list[Training] = []
     for fitting in fittings:
-        seed = fitting.settings.seed
-        if seed not in plans:
-            prepared.make_plans(fitting.settings, shards)
-            plans[seed] = prepared.plans
-        prepared.plans, prepared.plan = plans[seed], plans[seed]["train"]
+        which = fitting.settings.seed, fitting.fold
+        if which not in plans:
+            prepared.make_plans(fitting.settings, shards, fitting.fold)
+            plans[which] = prepared.plans
+        prepared.plans, prepared.plan = plans[which], plans[which]["train"]
         if not trainings:
             with told_plainly():
                 prepared.place()

@@ -1,15 +1,17 @@
 """What a shard contributes to a round, and what the driver makes of the sum."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dasktrain.errors import BadInput, NonFinite
 from dasktrain.messages import Partial
+from dasktrain.metrics import Metric, figures_of
 from dasktrain.sparse import as_gradient
 from dasktrain.state import TrainState
 from dasktrain.vector import Layout, as_tensor
@@ -41,31 +43,43 @@ class Strategy(Protocol):
 class Sums:
     """Names for the float64 vector of scalars that travels with a partial.
 
-    ``loss`` and ``weight`` of the round, ``rows``, for each metric its sum and weight, for each trainable
-    parameter the shards it took part in, for each buffer its change times the shard's rows.
+    ``loss`` and ``weight`` of each of `losses`, ``rows``, for each metric its sums, for each trainable parameter the
+    shards it took part in, for each buffer its change times the shard's rows.
     """
 
-    def __init__(self, metrics: Sequence[str], parameters: int, buffers: int) -> None:
-        self.metrics = list(metrics)
+    def __init__(
+        self, metrics: Mapping[str, Metric], parameters: int, buffers: int, losses: Sequence[str] = ("loss",)
+    ) -> None:
+        self.metrics, self.losses = dict(metrics), list(losses)
         self.layout = Layout(
             {
-                "loss": (),
-                "weight": (),
+                "loss": (len(self.losses),),
+                "weight": (len(self.losses),),
                 "rows": (),
-                "metrics": (len(self.metrics), 2),
+                "metrics": (sum(metric.size for metric in self.metrics.values()),),
                 "used": (parameters,),
                 "buffers": (buffers,),
             }
         )
 
-    def means(self, total: Partial) -> dict[str, float]:
-        """Return the mean loss and metrics of a total; NaN where there was nothing to count."""
-        assert total.sums is not None
-        view = self.layout.views(total.sums)
-        named = zip(self.metrics, view["metrics"].tolist(), strict=True)
-        return {"loss": _ratio(float(view["loss"]), float(view["weight"]))} | {
-            name: _ratio(value, weight) for name, (value, weight) in named
-        }
+    def figures(self, sums: np.ndarray, every_round: bool = False) -> dict[str, float]:
+        """Return mean losses and the metrics of (scalars,) sums, of a round or of more; NaN of nothing.
+
+        ``"loss"`` is the sum of the losses, if there are several.
+        """
+        view = self.layout.views(sums)
+        pairs = zip(self.losses, view["loss"].tolist(), view["weight"].tolist(), strict=True)
+        losses = {name: _ratio(loss, weight) for name, loss, weight in pairs}
+        return {"loss": sum(losses.values())} | losses | figures_of(self.metrics, view["metrics"], every_round)
+
+    def named(self, sums: np.ndarray) -> Iterator[tuple[str, float]]:
+        """Yield what each sum of (scalars,) is called in a sentence, and what it is."""
+        view = self.layout.views(sums)
+        for name, value in zip(self.losses, view["loss"].tolist(), strict=True):
+            yield "The loss" if name == "loss" else f"The loss {name!r}", value
+        values = iter(view["metrics"].tolist())
+        for name, metric in self.metrics.items():
+            yield from ((f"Metric {name!r}", next(values)) for _ in range(metric.size))
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class GradientAveraging:
         gradient = torch.from_numpy(total.vector if total.vector.flags.writeable else total.vector.copy())
         values = [torch.tensor(each.values) for each in total.touched]
         for part in (gradient, *values):
-            part.div_(float(view["weight"]))
+            part.div_(float(view["weight"].sum()))
         figures: dict[str, float] = {}
         if self.clip_norm is not None:
             norm = canonical_norm(gradient, *values)
@@ -128,9 +142,19 @@ class GradientAveraging:
         """Remember nothing."""
 
 
+def contributed(
+    strategy: Strategy, loss: Tensor, parameters: Sequence[nn.Parameter], mine: Sequence[int]
+) -> list[Tensor | None]:
+    """Return what a loss contributes to each parameter; None to those that are not `mine`."""
+    found: list[Tensor | None] = [None] * len(parameters)
+    for at, part in zip(mine, strategy.contribute(loss, [parameters[at] for at in mine]), strict=True):
+        found[at] = part
+    return found
+
+
 def check_weight(total: Partial, sums: Sums, where: str) -> None:
     """Raise NonFinite if there is nothing to divide by."""
-    if total.sums is None or not float(sums.layout.views(total.sums)["weight"]) > 0:
+    if total.sums is None or not float(sums.layout.views(total.sums)["weight"].sum()) > 0:
         raise NonFinite(f"Weights must add up to more than zero, however in {where} they do not; drop such rows")
 
 

@@ -5,21 +5,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from distributed import Client, LocalCluster
 from torch import nn
 
-from dasktrain.balance import Balance
+from dasktrain.balancing import Balance
 from dasktrain.compute import Compute
 from dasktrain.data.source import Schema, Source
 from dasktrain.errors import BadInput, known_keywords
 from dasktrain.fitting import Determinism, Fitting, Settings
+from dasktrain.folds import Fold
 from dasktrain.objective import Measure
 from dasktrain.observe import PARTS, Observer, Progress
-from dasktrain.optimizers import MakeOptimizer
+from dasktrain.optimizers import MakeOptimizer, Optimizers
 from dasktrain.plan import Partitioning, Shuffle
+from dasktrain.players import Players
 from dasktrain.remote import launch, obeying
 from dasktrain.result import Result
 from dasktrain.shipping import check_shipped, shipped
@@ -51,13 +54,20 @@ class Trainer:
         ``model(X)`` for Arrays; :func:`dasktrain.Text` and :class:`dasktrain.Records` say how theirs is.
     loss
         ``loss(output, target)``: a mean, one value a row, or (sum, weight); see
-        :class:`dasktrain.objective.Objective`.
+        :class:`dasktrain.objective.Objective`. Several players that train the model against each other, such as a
+        generator and its critic: a mapping from the name of a part of the model (an attribute that is a module) to the
+        loss that this part's parameters are stepped by. All losses are given what the model returned. The history has
+        ``<player>_loss`` of each, and their sum as ``loss``.
     optimizer
-        Called with the parameters that require gradients, for example ``partial(torch.optim.AdamW, lr=1e-3)``.
-        Any torch optimizer that steps without a closure. Embeddings that are ``sparse=True`` take one that steps the
-        rows they touch, such as SparseAdam; :class:`dasktrain.Optimizers` has another step the rest.
+        Called with the parameters that require gradients, for example ``partial(torch.optim.AdamW, lr=1e-3)``. Any
+        torch optimizer that steps without a closure. Embeddings that are ``sparse=True`` take one that steps the rows
+        they touch, such as SparseAdam; :class:`dasktrain.Optimizers` has another step the rest. Several players have
+        one each, in a mapping with the names of `loss`.
     metrics
-        Name -> ``metric(output, target)``, returning what a loss may. Summed exactly over shards.
+        Name -> ``metric(output, target)``, returning what a loss may; or an object of torchmetrics whose states are
+        sums; or a figure or report of ``sklearn.metrics`` that follows from predicted labels, with ``partial`` for its
+        settings, such as ``partial(f1_score, average="macro")``. All are summed exactly over shards. Those of the
+        latter two kinds are computed once an epoch; what has several figures has them as ``name_key``.
     observers
         Who watches, in order; the history is kept in any case.
     strategy
@@ -72,6 +82,9 @@ class Trainer:
     compute
         Device, rows at once, precision, compilation; None: all of a shard's rows, in float32, on the GPU of a worker if
         it sees one.
+    turns
+        The players in the order in which they step within a round, each on the round's rows and from what the one
+        before has made; one that is named several times steps several times. None: each once, in the order of `loss`.
 
     Raises
     ------
@@ -95,27 +108,28 @@ class Trainer:
     def __init__(
         self,
         model: Model,
-        loss: Measure,
-        optimizer: MakeOptimizer,
-        metrics: Mapping[str, Measure] | None = None,
+        loss: Measure | Mapping[str, Measure],
+        optimizer: MakeOptimizer | Mapping[str, MakeOptimizer],
+        metrics: Mapping[str, Any] | None = None,
         observers: Sequence[Observer] | None = None,
         strategy: Strategy | None = None,
         scheduler: MakeScheduler | None = None,
         schedule_every: Literal["round", "epoch"] = "epoch",
         groups: Callable[[nn.Module], Iterable[Any]] | None = None,
         compute: Compute | None = None,
+        turns: Sequence[str] | None = None,
     ) -> None:
         if schedule_every not in ("round", "epoch"):
             raise BadInput(f'schedule_every must be "round" or "epoch", however it is {schedule_every!r}')
-        for name, value in (("model", model), ("loss", loss), ("optimizer", optimizer)):
+        self.players = Players.of(loss, turns)
+        for name, value in (("model", model), *_each("loss", loss), *_each("optimizer", optimizer)):
             if not callable(value):
                 raise BadInput(f"{name} must be callable, however it is {type(value)}")
         for name in dict(metrics or {}):
-            if name in RESERVED:
+            if name in RESERVED or name in self.players.figures:
                 raise BadInput(f"A metric must not be named like a figure of the history, however one is {name!r}")
         self.model = model
-        self.loss = loss
-        self.optimizer = optimizer
+        self.optimizer = _one_optimizer(optimizer, self.players)
         self.metrics = dict(metrics or {})
         self.observers = [Progress()] if observers is None else list(observers)
         self.strategy: Strategy = strategy or GradientAveraging()
@@ -128,7 +142,7 @@ class Trainer:
     def fit(
         self,
         data: Source,
-        validation: Source | None = None,
+        validation: Source | Fold | None = None,
         epochs: int | None = None,
         batch_size: int = 1024,
         shards: int | None = None,
@@ -154,7 +168,7 @@ class Trainer:
         data
             A Table, Arrays, Text or Records.
         validation
-            More of the same columns, evaluated after every epoch.
+            More of the same columns, or a :class:`dasktrain.Fold` of `data`, evaluated after every epoch.
         epochs
             Passes over the data; None: 10, or without limit if `max_rounds` is given.
         batch_size
@@ -201,7 +215,7 @@ class Trainer:
         RunError
             During the run: no worker left, a loss that is NaN, a module that raised.
         """
-        check_sources(data=data, validation=validation)
+        check_sources(data, validation)
         if driver not in (choices := ("auto", "client", "cluster")):
             raise BadInput(f"driver must be one of {choices}, however it is {driver!r}")
         settings = settings_of(
@@ -214,6 +228,24 @@ class Trainer:
                     raise BadInput(f'driver="cluster" must have a Dask cluster, however client is {wire}')
                 return launch(fitting, wire.client).result()
             return driven(wire, lambda stop: fitting.prepare(wire, stop).run)
+
+
+def _each(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return a thing by its name, or those that a mapping has by names of their own."""
+    return (
+        [(f"{name}[{key!r}]", each) for key, each in value.items()] if isinstance(value, Mapping) else [(name, value)]
+    )
+
+
+def _one_optimizer(optimizer: MakeOptimizer | Mapping[str, MakeOptimizer], players: Players) -> MakeOptimizer:
+    """Return what makes one optimizer of those of all players."""
+    names = list(optimizer) if isinstance(optimizer, Mapping) else [""]
+    if set(names) != set(players.losses):
+        raise BadInput(
+            f"Every player must have a loss and an optimizer, however losses are of {list(players.losses)} and "
+            f"optimizers of {names}; give both as mappings with the same names"
+        )
+    return partial(Optimizers, makers=optimizer) if isinstance(optimizer, Mapping) else optimizer
 
 
 def driven(wire: Wire, prepare: Callable[[threading.Event], Callable[[], T]]) -> T:
@@ -263,9 +295,9 @@ def settings_of(
     )
 
 
-def check_sources(**sources: Source | None) -> None:
+def check_sources(data: Source, validation: Source | Fold | None) -> None:
     """Raise BadInput naming what is no data set of ours."""
-    for name, source in sources.items():
+    for name, source in {"data": data, "validation": None if isinstance(validation, Fold) else validation}.items():
         if source is not None and not hasattr(source, "survey"):
             kind = type(source).__name__
             raise BadInput(f"{name} must be a dt.Table, Arrays, Text or Records, however it is a {kind}; wrap it")

@@ -233,7 +233,7 @@ FAULTS: dict[str, tuple[Any, dict[str, Any], str]] = {
         r"balance=Oversample.* must have class labels",
     ),
     "weights of numbers": (NUMBERS, {"balance": ClassWeights(), "loss": nn.MSELoss()}, "must go with class labels"),
-    "text": (WITH_TEXT, {"balance": Smote()}, "Rows must be numbers to lie between others"),
+    "text": (WITH_TEXT, {"balance": Smote()}, "Rows must be numbers to make up others"),
     "random": (table(), {"balance": Oversample(), "partition": "random"}, 'however partition is "random"'),
     "groups": (GROUPED, {"balance": Undersample()}, r"however group= keeps them together; leave out one"),
     "stratified groups": (GROUPED, {"partition": "stratified"}, r"however group= keeps them together"),
@@ -251,7 +251,7 @@ def test_what_cannot_be_balanced_is_refused_before_the_first_round(fault: str) -
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dasktrain.balance.find_spec", lambda name: None)
+    monkeypatch.setattr("dasktrain.balancing.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install 'dasktrain\[imbalance\]'"):
         balanced(table(), balance=Smote())
 

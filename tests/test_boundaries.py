@@ -14,7 +14,7 @@ import dasktrain
 
 ROOT = Path(dasktrain.__file__).parent
 LEVELS = (
-    ("errors", "plan", "draws", "permutation", "fleet", "messages", "touched", "events", "pace"),
+    ("errors", "plan", "draws", "folds", "permutation", "fleet", "messages", "touched", "events", "pace"),
     (
         "replica",
         "strategies",
@@ -27,13 +27,15 @@ LEVELS = (
         "buffers",
         "state",
         "objective",
+        "metrics",
+        "players",
         "domain",
         "compute",
         "candidates",
         "shipping",
         "config",
         "trees",
-        "balance",
+        "balancing",
         "splitting",
         "data",
         "models",
@@ -44,11 +46,14 @@ LEVELS = (
         "",
         "trainer",
         "fitting",
+        "prepared",
         "remote",
         "result",
         "predict",
         "preflight",
         "searching",
+        "gan",
+        "balance",
         "ensemble",
         "evaluate",
         "assessment",
@@ -65,7 +70,7 @@ LEVELS = (
     ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-PURE = ("draws", "fleet", "events", "pace", "permutation", "plan", "reduce", "touched")
+PURE = ("draws", "fleet", "folds", "events", "pace", "permutation", "plan", "reduce", "touched")
 
 
 def name_of(path: Path) -> str:

@@ -11,6 +11,7 @@ from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Block, Stack, as_block
 from dasktrain.messages import Answer, Failure, Kind, State, Task
 from dasktrain.plan import Plan, rows_only
+from dasktrain.players import Players
 from dasktrain.replica import Job, Replica
 from dasktrain.strategies import GradientAveraging
 from dasktrain.vector import FlatParameters
@@ -44,7 +45,7 @@ def replica(reader: Reader) -> tuple[Replica, State]:
     fingerprints = [block.fingerprint for block in reader.blocks]
     sample = Batch((torch.zeros(4, 3),), torch.zeros(4, dtype=torch.long), None, 4)
     known: dict[Kind, list[str]] = {"train": fingerprints, "evaluate": fingerprints}
-    job = Job(module, nn.CrossEntropyLoss(), {}, GradientAveraging(), plans, 5, 1, sample, known, Stack())
+    job = Job(module, Players.of(nn.CrossEntropyLoss()), {}, GradientAveraging(), plans, 5, 1, sample, known, Stack())
     made = Replica(job, reader)
     return made, State(FlatParameters(module).vector.numpy().copy(), FlatBuffers(module).vector.numpy().copy())
 

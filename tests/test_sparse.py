@@ -220,7 +220,7 @@ def test_clipping_counts_the_rows_of_tables() -> None:
     module = nn.ModuleDict({"table": nn.Embedding(6, 2, sparse=True), "head": nn.Linear(1, 1, bias=False)})
     before = [part.detach().clone() for part in module.parameters()]
     state = TrainState(module, partial(torch.optim.SGD, lr=1.0))
-    sums = Sums([], 2, 0)
+    sums = Sums({}, 2, 0)
     flat = np.zeros(sums.layout.size)
     for name, value in ({"weight": 2.0, "rows": 2.0, "used": 1.0}).items():
         sums.layout.views(flat)[name][...] = value

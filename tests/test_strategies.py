@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from dasktrain.errors import BadInput, NonFinite
 from dasktrain.messages import Partial
+from dasktrain.metrics import Mean
+from dasktrain.objective import accuracy
 from dasktrain.state import TrainState
 from dasktrain.strategies import NORM_BLOCK, GradientAveraging, Sums, canonical_norm, check_weight
 
@@ -30,7 +32,7 @@ class Round:
 
     def __init__(self, module: nn.Module, make_optimizer: Any = OPTIMIZERS["SGD"]) -> None:
         self.state = TrainState(module, make_optimizer)
-        self.sums = Sums([], len(self.state.parameters.parameters), self.state.buffers.layout.size)
+        self.sums = Sums({}, len(self.state.parameters.parameters), self.state.buffers.layout.size)
 
     def total(self, gradient: Any, unused: int | None = None, **scalars: Any) -> Partial:
         """Make the sum of 8 shards; `unused` is a parameter that took no part."""
@@ -195,12 +197,12 @@ def test_contribution_is_the_gradient_of_the_sum_and_none_where_unused() -> None
 
 
 def test_means_divide_each_sum_by_its_own_weight() -> None:
-    sums = Sums(["accuracy", "never"], parameters=1, buffers=0)
+    sums = Sums({"accuracy": Mean(accuracy), "never": Mean(accuracy)}, parameters=1, buffers=0)
     flat = np.zeros(sums.layout.size)
     view = sums.layout.views(flat)
     view["loss"][...], view["weight"][...] = 6.0, 4.0
-    view["metrics"][0] = 3.0, 12.0
-    means = sums.means(Partial(0, 8, None, flat))
+    view["metrics"][:2] = 3.0, 12.0
+    means = sums.figures(flat)
     assert list(means) == ["loss", "accuracy", "never"]
     assert (means["loss"], means["accuracy"]) == (1.5, 0.25)
     assert math.isnan(means["never"])

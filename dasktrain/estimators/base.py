@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 
-from dasktrain.balance import Balance
+from dasktrain.balancing import Balance
 from dasktrain.data.source import Source
 from dasktrain.errors import BadInput
 from dasktrain.observe import History, Observer, Progress

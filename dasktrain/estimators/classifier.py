@@ -10,7 +10,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 
-from dasktrain.balance import Balance, ClassWeight, ClassWeights
+from dasktrain.balancing import Balance, ClassWeight, ClassWeights
 from dasktrain.data.aimed import Aim
 from dasktrain.data.source import Schema
 from dasktrain.data.target import Labels

@@ -22,6 +22,7 @@ from dasktrain.data.source import strata
 from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received
 from dasktrain.messages import Answer, Header, Kind, Partial, State, Task, Vector
 from dasktrain.plan import Plan
+from dasktrain.players import Players
 from dasktrain.reduce import subtrees
 from dasktrain.replica import Job, Replica
 from dasktrain.shipping import pack
@@ -79,9 +80,8 @@ def joined(wire: Wire, module: nn.Module, fingerprints: list[str] | None = None)
     plan, found = placed(wire)
     sample = Batch((torch.zeros(SAMPLE, 6),), torch.zeros(SAMPLE, dtype=torch.long), None, SAMPLE)
     known: dict[Kind, list[str]] = {"train": fingerprints or found}
-    job = Job(
-        module, nn.CrossEntropyLoss(), {}, GradientAveraging(), {"train": plan}, 0, wire.threads, sample, known, Stack()
-    )
+    players = Players.of(nn.CrossEntropyLoss())
+    job = Job(module, players, {}, GradientAveraging(), {"train": plan}, 0, wire.threads, sample, known, Stack())
     wire.attach(pack(Replica, job))
     for event in awaited(wire, 2, Joined):
         assert isinstance(event, Joined)
