@@ -206,7 +206,7 @@ class Driver:
     def _round_record(self, sums: Vector, started: float, parts: Parts, figures: dict[str, float]) -> Record:
         cursor = self.run.cursor
         rows, seconds = self.plan.rows_of_round(cursor.round), perf_counter() - started
-        record = {"epoch": cursor.epoch, "round": cursor.round, "rows": rows}
+        record: Record = {"epoch": cursor.epoch, "round": cursor.round, "rows": rows}
         record |= self.sums.figures(sums, every_round=True) | figures
         record |= {
             "learning_rate": self.state.learning_rate,

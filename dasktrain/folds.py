@@ -73,7 +73,7 @@ class Side:
         else:
             beyond = place - first
             turn = np.where(beyond < 0, place, first + 1 + beyond + beyond // (of - 1))
-        row = np.empty_like(turn)
+        row: Integers = np.empty_like(turn)
         for number in np.unique(partition).tolist():
             here = partition == number
             rng = np.random.default_rng((_FOLDS, label, number))

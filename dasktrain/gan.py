@@ -99,7 +99,8 @@ def generator_loss(seen: Seen, labels: Tensor) -> Tensor:
 
 def _made_up(seen: Seen, labels: Tensor) -> Tensor:
     """Return as many rows of each class as there are real ones."""
-    return seen.generator(labels, torch.randn(len(labels), NOISE, device=seen.rows.device))
+    found: Tensor = seen.generator(labels, torch.randn(len(labels), NOISE, device=seen.rows.device))
+    return found
 
 
 def _layers(inputs: int, outputs: int) -> nn.Sequential:
