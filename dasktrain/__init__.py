@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dasktrain.folds import Fold as Fold
     from dasktrain.inspection import Report as Report
     from dasktrain.inspection import check as check
+    from dasktrain.local import LocalModel as LocalModel
+    from dasktrain.local import load_local as load_local
     from dasktrain.objective import accuracy as accuracy
     from dasktrain.observe import EarlyStopping as EarlyStopping
     from dasktrain.observe import History as History
@@ -59,6 +61,7 @@ _HOMES = {
     "Halving": "dasktrain.searching",
     "History": "dasktrain.observe",
     "LanguageModel": "dasktrain.estimators",
+    "LocalModel": "dasktrain.local",
     "LocalWire": "dasktrain.wire.local",
     "Log": "dasktrain.observe",
     "Observer": "dasktrain.observe",
@@ -84,6 +87,7 @@ _HOMES = {
     "check": "dasktrain.inspection",
     "errors": "dasktrain.errors",
     "load": "dasktrain.result",
+    "load_local": "dasktrain.local",
     "models": "dasktrain.models",
     "runs": "dasktrain.running",
     "search": "dasktrain.searching",

@@ -16,11 +16,11 @@ from dask.delayed import Delayed
 from torch import Tensor, nn
 
 from dasktrain.data.block import batches, unlabelled
+from dasktrain.data.fields import strings, texts_of
 from dasktrain.data.packed import PackedEncoding
 from dasktrain.data.paired import PairedEncoding
 from dasktrain.data.source import Encoding
 from dasktrain.data.table import from_pandas
-from dasktrain.data.tokenised import strings, texts_of
 from dasktrain.errors import BadInput
 from dasktrain.shipping import pack, run_packed
 

@@ -1,7 +1,7 @@
 """A trained module over Dask collections, lazily: Dask in, Dask out, index kept."""
 
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import dask
 import dask.array as da
@@ -9,21 +9,16 @@ import dask.bag as db
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
-from dasktrain.data.arrays import ArrayEncoding, as_features
-from dasktrain.data.block import batches, call, scores, unlabelled
-from dasktrain.data.labelled import LabelledEncoding
+from dasktrain.data.arrays import as_features
+from dasktrain.data.encodings import ArrayEncoding, LabelledEncoding, TableEncoding
 from dasktrain.data.source import Encoding
-from dasktrain.data.table import TableEncoding, from_pandas
-from dasktrain.data.target import Indicators, Labels, Target
+from dasktrain.data.table import from_pandas
+from dasktrain.data.target import Labels
 from dasktrain.errors import BadInput
+from dasktrain.predictor import Kind, Predictor, check_kind
 from dasktrain.shipping import pack, run_packed
-
-Kind = Literal["prediction", "probability"]
-#: rows per forward pass, of a table and of texts
-ROWS, TEXTS = 8192, 64
 
 
 def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any:
@@ -46,9 +41,9 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
         A Series or DataFrame with the index and partitions of `data`, an array with its blocks, or a Bag. A list for a
         list, at once.
     """
-    _check_kind(encoding, kind)
+    check_kind(encoding, kind)
     # One value in the graph: Dask moves it to each worker once, however many partitions there are.
-    shipped = dask.delayed(pack(_Predictor, module, encoding, kind), pure=True)
+    shipped = dask.delayed(pack(Predictor, module, encoding, kind), pure=True)
     if isinstance(encoding, ArrayEncoding):
         if isinstance(data, pd.DataFrame | dd.DataFrame):
             raise BadInput(f"This model predicts for Dask and NumPy arrays, however it was given {type(data)}")
@@ -56,7 +51,7 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
     assert isinstance(encoding, TableEncoding | LabelledEncoding)
     texts = isinstance(encoding, LabelledEncoding)
     if texts and isinstance(data, list | tuple):
-        return np.asarray(_Predictor(module, encoding, kind)(list(data))).tolist()
+        return np.asarray(Predictor(module, encoding, kind)(list(data))).tolist()
     if texts and isinstance(data, db.Bag):
         return db.map_partitions(run_packed, pack(_predict_list), shipped, data)
     if isinstance(data, pd.DataFrame) or (texts and isinstance(data, pd.Series)):
@@ -76,52 +71,10 @@ def predict(module: nn.Module, encoding: Encoding, data: Any, kind: Kind) -> Any
         )
 
 
-def predict_at_once(module: nn.Module, encoding: Encoding, partition: Any, kind: Kind) -> Any:
-    """Return labels, numbers or probabilities for the rows of one partition, computed here."""
-    _check_kind(encoding, kind)
-    return _Predictor(module, encoding, kind)(partition)
-
-
-def _check_kind(encoding: Encoding, kind: Kind) -> None:
-    if encoding.target is None:
-        raise BadInput("Predictions must be of labels or numbers, however this model's are neither; use generate")
-    if kind == "probability" and not isinstance(encoding.target, Labels | Indicators):
-        raise BadInput("Probabilities must be of class labels, however the target is numeric; use predict")
-
-
-class _Predictor:
-    """Module and encoding on a worker."""
-
-    def __init__(self, module: nn.Module, encoding: Encoding, kind: Kind) -> None:
-        self._module, self.encoding, self._kind = module.eval(), encoding, kind
-        self._rows = TEXTS if encoding.collate.by_length else ROWS
-
-    def __call__(self, partition: Any) -> Any:
-        """Return labels, numbers or probabilities for a partition's rows."""
-        target = self.encoding.target
-        assert target is not None
-        at_once = batches(unlabelled(self.encoding.inputs(partition)), self.encoding.collate, self._rows)
-        with torch.no_grad():
-            pieces = [scores(call(self._module, batch.inputs)) for batch in at_once]
-            output = torch.cat(pieces) if pieces else torch.empty(0, target.num_outputs)
-            return (
-                _probabilities(target, output) if self._kind == "probability" else target.decode(output.float().numpy())
-            )
-
-
-def _probabilities(target: Target, output: torch.Tensor) -> Any:
-    if isinstance(target, Indicators):
-        return output.float().sigmoid().numpy()
-    if output.ndim > 1 and output.shape[1] > 1:
-        return output.float().softmax(dim=1).numpy()
-    positive = output.float().reshape(len(output)).sigmoid()
-    return torch.stack([1 - positive, positive], dim=1).numpy()
-
-
 @lru_cache(maxsize=4)
-def _unpacked(shipped: bytes) -> _Predictor:
+def _unpacked(shipped: bytes) -> Predictor:
     """Unpack a model once a process."""
-    predictor: _Predictor = run_packed(shipped)
+    predictor: Predictor = run_packed(shipped)
     return predictor
 
 

@@ -1,5 +1,6 @@
 """What a run leaves: the trained module, how to feed it, and what happened."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,20 +12,22 @@ from torch.optim import Optimizer
 
 from dasktrain.assessment import BINS, Assessment, assess
 from dasktrain.balancing import Balance
-from dasktrain.checkpoint import load_state, save_state
+from dasktrain.checkpoint import save_state
 from dasktrain.coordinator import Timing
-from dasktrain.data import encoding_from_json, with_function
-from dasktrain.data.source import Encoding, Schema, Source
+from dasktrain.data.saved import with_function
+from dasktrain.data.source import Encoding, Source
 from dasktrain.driver import Driver
-from dasktrain.errors import BadInput, ModelError
 from dasktrain.evaluate import evaluate
+from dasktrain.export import export
 from dasktrain.generate import generate
+from dasktrain.local import LocalModel
 from dasktrain.observe import History
 from dasktrain.optimizers import MakeOptimizer
 from dasktrain.predict import predict
 from dasktrain.profiling import draw
 from dasktrain.shipping import shipped
 from dasktrain.state import TrainState, digest_of, named_state
+from dasktrain.stored import Stored, not_saved
 from dasktrain.vector import trainable
 
 
@@ -167,6 +170,14 @@ class Result:
                 kept[parameter][key] = tensor
         return partial(_go_on, make_optimizer, list(kept.values()))
 
+    def to_local(self) -> LocalModel:
+        """Return the model with its encoders, for where Dask is not installed; see :class:`dasktrain.LocalModel`."""
+        return LocalModel(copy.deepcopy(self.model), self.encoding)
+
+    def export(self, url: str) -> None:
+        """Write the model for others to run, as the suffix says; see :func:`dasktrain.export.export`."""
+        export(self.model, self.encoding, self.digest, url)
+
     def save(self, url: str) -> None:
         """Write model, optimizer state, encoding and history to a directory (any fsspec URL), atomically."""
         facts = {
@@ -199,24 +210,16 @@ def load(url: str, model: Any, tokenizer: Callable[[str], Sequence[int]] | None 
     ModelError
         The module has other parameters than the saved one.
     """
-    tensors, facts = load_state(str(url))
+    stored = Stored.read(url)
+    encoding = stored.encoding if tokenizer is None else with_function(stored.encoding, tokenizer)
+    facts = stored.facts
     try:
-        tensors = dict(sorted(tensors.items(), key=_digest_order))
-        digest, settings, ended = (facts[name] for name in ("digest", "settings", "ended"))
-        encoding = encoding_from_json(facts["encoding"])
-        ship = tuple(facts["ship"])
+        settings, ended, ship = facts["settings"], facts["ended"], tuple(facts["ship"])
         history = History(facts["history"]["epochs"], facts["history"]["rounds"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadInput(
-            f"{url} must hold a saved result, however {type(error).__name__}: {error}; save it again"
-        ) from error
-    if tokenizer is not None:
-        encoding = with_function(encoding, tokenizer)
-    if digest_of(tensors.items()) != digest:
-        raise BadInput(f"{url} must hold the state its digest names, however it differs; save it again")
-    module = model if isinstance(model, nn.Module) else _built(model, encoding.schema)
-    _fill(module, tensors)
-    return Result(module.eval(), history, encoding, digest, settings, ended, ship, tensors)
+        raise not_saved(url, error) from error
+    module = stored.filled(model, encoding.schema)
+    return Result(module, history, encoding, stored.digest, settings, ended, ship, stored.tensors)
 
 
 def _go_on(make_optimizer: MakeOptimizer, kept: list[dict[str, Tensor]], parameters: list[nn.Parameter]) -> Optimizer:
@@ -224,39 +227,3 @@ def _go_on(make_optimizer: MakeOptimizer, kept: list[dict[str, Tensor]], paramet
     for parameter, state in zip(parameters, kept, strict=True):
         optimizer.state[parameter] = {key: tensor.clone() for key, tensor in state.items()}
     return optimizer
-
-
-def _built(model: Any, schema: Schema) -> nn.Module:
-    module = model(schema)
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"model(schema) must return a module, however it returned {type(module)}")
-    return module
-
-
-def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy saved parameters and buffers into a module of the same architecture."""
-    own: dict[str, Tensor] = {f"parameters/{name}": parameter for name, parameter in module.named_parameters()}
-    own |= {f"buffers/{name}": buffer for name, buffer in module.named_buffers()}
-    saved = {name for name in tensors if not name.startswith("optimizer/")}
-    for name in sorted(own.keys() ^ saved):
-        where = "saved state" if name in saved else "module"
-        raise ModelError(f"The module must have the saved tensors, however only the {where} has {name!r}")
-    faults = [
-        f"{name!r} is {_kind(tensor)} and was {_kind(tensors[name])}"
-        for name, tensor in sorted(own.items())
-        if _kind(tensor) != _kind(tensors[name])
-    ]
-    if faults:
-        raise ModelError(f"Tensors must have their saved shape and dtype, however {'; '.join(faults[:10])}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype}"
-
-
-def _digest_order(item: tuple[str, Tensor]) -> tuple[Any, ...]:
-    kind, name = item[0].split("/", 1)
-    return (("parameters", "buffers", "optimizer").index(kind), *name.rsplit("/", 1))

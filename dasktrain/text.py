@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dasktrain.data.block import scores
 from dasktrain.data.bpe import count_words, merge_pairs
+from dasktrain.data.fields import Field, column, strings
 from dasktrain.data.packed import IGNORED
-from dasktrain.data.tokenised import Field, column, partitions_of, run_each, strings
+from dasktrain.data.tokenised import partitions_of, run_each
 from dasktrain.errors import BadInput
 
 __all__ = ["cross_entropy", "token_accuracy", "train_bpe"]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dasktrain as dt
-from dasktrain.data import encoding_from_json
-from dasktrain.data.arrays import ArrayEncoding
 from dasktrain.data.block import Block, as_block
+from dasktrain.data.encodings import ArrayEncoding
+from dasktrain.data.saved import encoding_from_json
 from dasktrain.data.source import Input, Survey
 from dasktrain.errors import DataError
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import dasktrain as dt
-from dasktrain import predict
 from dasktrain.errors import BadInput, DataError
 from tests.small import LABELS, fit, frame, table
 
@@ -317,7 +316,7 @@ def test_long_partitions_are_predicted_in_pieces(
 ) -> None:
     rows = frame(50)
     whole = computed(results["regressor"].predict(dd.from_pandas(rows, npartitions=1)))
-    monkeypatch.setattr(predict, "ROWS", 7)
+    monkeypatch.setattr("dasktrain.predictor.ROWS", 7)
     pieces = computed(results["regressor"].predict(dd.from_pandas(rows, npartitions=1)))
     np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-6)
     assert len(pieces) == 50

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 import dasktrain as dt
-from dasktrain.data import encoding_from_json
 from dasktrain.data.block import Block
+from dasktrain.data.encodings import TableEncoding
+from dasktrain.data.saved import encoding_from_json
 from dasktrain.data.source import Input, Schema, Survey
-from dasktrain.data.table import TableEncoding
 from dasktrain.errors import DataError
 from tests.small import frame, table
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from dasktrain.data.encoders import ordered, plain
+from dasktrain.data.encodings import TableEncoding
 from dasktrain.data.source import Survey
-from dasktrain.data.table import Table, TableEncoding
+from dasktrain.data.table import Table
 from dasktrain.data.target import Indicators, Labels, Standardised, Target, TargetSurvey
 
 Aim = Literal["labels", "indicators", "numbers"]

@@ -11,9 +11,9 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from dasktrain.data.block import Array, Batch, Block, Collate, Stack, as_block
+from dasktrain.data.block import Array, Batch, Block, as_block
+from dasktrain.data.encodings import ArrayEncoding
 from dasktrain.data.groups import Dealt, Groupable, GroupSurvey
-from dasktrain.data.plain import to_json
 from dasktrain.data.source import Encoding, Input, Persist, Schema, Survey, made_up_batch
 from dasktrain.data.table import PANDAS_PARTITIONS
 from dasktrain.data.target import Numbers, Target, finite_rows, fit_labels, is_float, survey_target
@@ -28,39 +28,6 @@ class Extent:
     unusable: int
     least: int
     top: int
-
-
-@dataclass(frozen=True)
-class ArrayEncoding:
-    """How rows of an array become ``model(X)``: floats and booleans as float32, integers as int64."""
-
-    shape: tuple[int, ...]
-    least: int  # smallest integer
-    bound: int | None  # exclusive upper bound of integers, None for floats
-    target: Target
-
-    @property
-    def schema(self) -> Schema:
-        """What a model must fit."""
-        bounds = None if self.bound is None else (self.bound,)
-        return Schema((Input(self.shape, bounds, self.least),), self.target.num_outputs)
-
-    @property
-    def collate(self) -> Collate:
-        """Batches are arrays as they are."""
-        return Stack()
-
-    def inputs(self, partition: Array) -> tuple[Array, ...]:
-        """Encode one block of rows."""
-        partition = np.asarray(partition)
-        if partition.shape[1:] != self.shape:
-            raise DataError(f"Rows must have shape {self.shape}, however they have shape {partition.shape[1:]}")
-        return (np.ascontiguousarray(partition, dtype=np.float32 if self.bound is None else np.int64),)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        target = to_json(self.target)
-        return {"source": "arrays", "shape": self.shape, "least": self.least, "bound": self.bound, "target": target}
 
 
 class Arrays(Groupable):

@@ -1,7 +1,6 @@
 """Texts with a label or a number each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -10,73 +9,15 @@ import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 
-from dasktrain.data.block import Batch, Block, Collate, Column, Gathered, as_block
+from dasktrain.data.block import Batch, Block, Gathered, as_block
+from dasktrain.data.encodings import LabelledEncoding
 from dasktrain.data.packed import SAMPLE_TOKENS
-from dasktrain.data.plain import to_json
 from dasktrain.data.ragged import Ragged
-from dasktrain.data.source import Encoding, Input, Schema, Survey, sample_target
+from dasktrain.data.source import Encoding, Survey, sample_target
 from dasktrain.data.target import Labels, Numbers, Target, fit_labels, survey_target
-from dasktrain.data.tokenised import TextSource, Tokenised, run_each, strings, texts_of
+from dasktrain.data.tokenised import TextSource, Tokenised, run_each
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import DataError
-
-
-@dataclass(frozen=True)
-class Padded:
-    """Pads texts to the longest of their batch."""
-
-    pad: int
-
-    by_length = True
-
-    def __call__(self, rows: Gathered) -> Batch:
-        """Return (rows, longest) tokens and their mask."""
-        (texts,) = rows.columns
-        read = {"input_ids": texts.padded(self.pad), "attention_mask": texts.mask()}
-        return Batch(read, rows.target, rows.weight, rows.count)
-
-
-@dataclass(frozen=True)
-class LabelledEncoding:
-    """How texts become ``model(input_ids, attention_mask)``, and outputs labels."""
-
-    vocabulary: Vocabulary
-    context: int
-    text: Any  # the column or field they are in; None: they are the records
-    target: Target
-
-    @property
-    def schema(self) -> Schema:
-        """What a model must fit."""
-        return Schema((Input((self.context,), (self.vocabulary.size,)),), self.target.num_outputs)
-
-    @property
-    def collate(self) -> Collate:
-        """Batches are padded."""
-        return Padded(self.vocabulary.pad)
-
-    def check(self, frame: Any) -> None:
-        """Raise DataError if `frame`, a partition or its empty model, lacks the column of texts."""
-        if isinstance(frame, pd.DataFrame) and self.text not in frame:
-            raise DataError(
-                f"The data must have the column of texts the model was trained on, however {self.text!r} is not among "
-                f"{list(frame.columns)}"
-            )
-
-    def inputs(self, partition: Any) -> tuple[Column, ...]:
-        """Tokenise one partition: a DataFrame, a Series, or an iterable of texts or of records as in training."""
-        texts = texts_of(partition, self.text)
-        return (self.vocabulary.encode(strings(texts, "the texts to predict for"), self.context)[0],)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "source": "labelled",
-            "vocabulary": self.vocabulary.to_json(),
-            "context": self.context,
-            "text": self.text,
-            "target": to_json(self.target),
-        }
 
 
 class LabelledText(TextSource):

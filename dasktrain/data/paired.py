@@ -9,12 +9,13 @@ import torch
 from dask.delayed import Delayed
 
 from dasktrain.data.block import Batch, Block, Collate, Column, Gathered, as_block
+from dasktrain.data.fields import strings, texts_of
 from dasktrain.data.labelled import made_up_texts
 from dasktrain.data.packed import IGNORED, SAMPLE_TOKENS
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, Input, Schema, Survey
 from dasktrain.data.target import TargetSurvey
-from dasktrain.data.tokenised import TextSource, Tokenised, run_each, strings, texts_of
+from dasktrain.data.tokenised import TextSource, Tokenised, run_each
 from dasktrain.data.tokens import Vocabulary
 from dasktrain.errors import DataError
 

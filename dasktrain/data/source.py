@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from dask.delayed import Delayed
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,6 +15,9 @@ from dasktrain.data.target import Labels, Target, TargetSurvey
 from dasktrain.domain import made_up
 from dasktrain.errors import DataError, PlanError
 from dasktrain.plan import rows_only
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Encoding(Protocol):
 
 
 #: given tasks, returns tasks in their place whose results stay on the cluster as long as they are referred to
-Persist = Callable[[Sequence[Delayed]], list[Delayed]]
+Persist = Callable[[Sequence["Delayed"]], list["Delayed"]]
 
 
 class Source(Protocol):
@@ -118,7 +120,7 @@ class Source(Protocol):
     def staged(self, persist: Persist) -> "Source":
         """Return this source with what both `survey` and `convert` start from in memory, if it is dear to compute."""
 
-    def survey(self) -> list[Delayed]:
+    def survey(self) -> "list[Delayed]":
         """Return one task per partition whose result is its Survey."""
 
     def fit(self, surveys: Sequence[Survey]) -> Encoding:
@@ -135,7 +137,7 @@ class Source(Protocol):
             The rows do not fit the encoding, which was fitted to others.
         """
 
-    def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> list[Delayed]:
+    def convert(self, encoding: Encoding, surveys: Sequence[Survey], by_class: bool) -> "list[Delayed]":
         """Return one task per partition whose result is its Block, rows sorted by class if asked for."""
 
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 
-from dasktrain.data.block import Array, Batch, Block, Collate, Stack, as_block
+from dasktrain.data.block import Batch, Block, as_block
 from dasktrain.data.encoders import (
     Categorical,
     Moments,
@@ -23,86 +22,15 @@ from dasktrain.data.encoders import (
     is_categorical,
     is_numeric,
 )
+from dasktrain.data.encodings import TableEncoding
 from dasktrain.data.groups import Dealt, Groupable, GroupSurvey
-from dasktrain.data.plain import to_json
-from dasktrain.data.source import Encoding, Input, Persist, Schema, Survey, made_up_batch
+from dasktrain.data.source import Encoding, Persist, Survey, made_up_batch
 from dasktrain.data.target import Numbers, Target, TargetSurvey, fit_labels, is_float, survey_target
 from dasktrain.errors import DataError, known_keywords, nearest
 from dasktrain.shipping import pack, run_packed
 
 #: pandas input is cut into this many partitions, on any cluster: results depend on the partitioning
 PANDAS_PARTITIONS = 8
-
-
-@dataclass(frozen=True)
-class TableEncoding:
-    """How a table's columns become ``model(numeric, categorical)``; an input without columns is left out.
-
-    numeric is (rows, features) float32: the numeric columns in order, then missing-value indicators.
-    categorical is (rows, columns) int64.
-    """
-
-    numeric: tuple[Numeric, ...]
-    categorical: tuple[Categorical, ...]
-    target: Target
-
-    @property
-    def schema(self) -> Schema:
-        """What a model must fit."""
-        names = [column.name for column in self.numeric]
-        names += [f"{column.name} is missing" for column in self.numeric if column.indicator]
-        cardinalities = tuple(column.cardinality for column in self.categorical)
-        inputs = [Input((len(names),))] if names else []
-        inputs += [Input((len(cardinalities),), cardinalities)] if cardinalities else []
-        return Schema(tuple(inputs), self.target.num_outputs, tuple(names), cardinalities)
-
-    @property
-    def collate(self) -> Collate:
-        """Batches are arrays as they are."""
-        return Stack()
-
-    def check(self, frame: pd.DataFrame) -> None:
-        """Raise DataError if `frame`, a partition or its empty model, lacks a column or has it of another kind."""
-        for column in (*self.numeric, *self.categorical):
-            name: str = column.name  # type: ignore[attr-defined]
-            if name not in frame:
-                raise DataError(
-                    f"The table must have the columns the model was trained on, however {name!r} is "
-                    f"not among {list(frame.columns)}"
-                )
-            if isinstance(column, Numeric) and not is_numeric(frame[name].dtype):
-                raise DataError(
-                    f"Column {name!r} must be numeric as in training, however here it is {frame[name].dtype} "
-                    "(text or another kind); convert it"
-                )
-
-    def inputs(self, partition: pd.DataFrame) -> tuple[Array, ...]:
-        """Encode one partition."""
-        self.check(partition)
-        inputs: list[Array] = []
-        rows = len(partition)
-        if self.numeric:
-            width = len(self.numeric) + sum(column.indicator for column in self.numeric)
-            encoded = np.empty((rows, width), dtype=np.float32)
-            indicators = iter(range(len(self.numeric), width))
-            for place, column in enumerate(self.numeric):
-                encoded[:, place], missing = column.encode(floats(partition[column.name]))
-                if column.indicator:
-                    encoded[:, next(indicators)] = missing
-            inputs.append(encoded)
-        if self.categorical:
-            codes = [column.encode(partition[column.name]) for column in self.categorical]
-            inputs.append(np.stack(codes, axis=1))
-        return tuple(inputs)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "source": "table",
-            "numeric": [to_json(column) for column in self.numeric],
-            "categorical": [to_json(column) for column in self.categorical],
-            "target": to_json(self.target),
-        }
 
 
 def from_pandas(frame: Any) -> Any:

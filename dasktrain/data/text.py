@@ -6,11 +6,12 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 
+from dasktrain.data.fields import Field
 from dasktrain.data.labelled import LabelledText
 from dasktrain.data.packed import PackedText
 from dasktrain.data.paired import PairedText
 from dasktrain.data.target import is_float
-from dasktrain.data.tokenised import Field, Reader, TextSource, opened, partitions_of
+from dasktrain.data.tokenised import Reader, TextSource, opened, partitions_of
 from dasktrain.data.tokens import as_tokenizer
 from dasktrain.errors import BadInput, known_keywords
 

@@ -32,7 +32,7 @@ from dasktrain.estimators.scores import score
 from dasktrain.models import MLP
 from dasktrain.objective import Measure
 from dasktrain.observe import EarlyStopping, Observer
-from dasktrain.predict import Kind, predict_at_once
+from dasktrain.predictor import Kind, predict_at_once
 from dasktrain.result import Result
 from dasktrain.trainer import Trainer
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import dasktrain as dt
 from dasktrain.checkpoint import MANIFEST, _seal
-from dasktrain.data import encoding_from_json
+from dasktrain.data.saved import encoding_from_json
 from dasktrain.data.source import Encoding, Source
 from dasktrain.observe import History
 from dasktrain.recipe import read_yaml
