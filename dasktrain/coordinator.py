@@ -52,7 +52,10 @@ Place = tuple[int, int, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds that a worker took to answer, `waited` of them to gather data that were not at hand."""
+    """Seconds that a worker took to answer, `waited` of them to gather data that were not at hand.
+
+    It was there `ended` seconds after the coordinator began.
+    """
 
     kind: Kind
     epoch: int
@@ -60,6 +63,7 @@ class Timing:
     worker: str
     seconds: float
     waited: float
+    ended: float = 0.0
 
 
 class Coordinator:
@@ -78,7 +82,10 @@ class Coordinator:
     """
 
     def __init__(self, wire: Wire, fleet: Fleet, tell: Callable[[str], None], stop: threading.Event) -> None:
-        self._wire, self._fleet, self._tell, self._stop = wire, fleet, tell, stop
+        self._wire, self._fleet, self._told, self._stop = wire, fleet, tell, stop
+        self._begun = monotonic()
+        #: what the user was told of workers, and how many seconds after the beginning
+        self.happened: deque[tuple[float, str]] = deque(maxlen=REMEMBERED)
         self._paces: dict[Kind, Pace] = {"train": Pace(), "evaluate": Pace()}
         self._next = Task(wire.run, "train", 0, 0, 0, fleet.shards)  # what joiners get ready for
         self._since: dict[str, float] = {}  # worker -> when it was sent what it has not answered
@@ -90,6 +97,11 @@ class Coordinator:
         self._incoming = buckets.Incoming(fleet.shards)
         #: of what another worker may still give: sums of a node
         self._digests: dict[Task, dict[Place, str]] = {}
+
+    def _tell(self, text: str) -> None:
+        """Tell the user, and remember."""
+        self.happened.append((monotonic() - self._begun, text))
+        self._told(text)
 
     def attach(self, replica: bytes, epoch: int, round: int) -> None:
         """Lease the workers that are there and wait until they are ready, or clearly slower than the others.
@@ -270,7 +282,10 @@ class Coordinator:
         self._compare(answered)
         if not self._fleet.lacks(task):
             return []
-        self.timings.append(Timing(task.kind, task.epoch, task.round, answered.worker, answer.seconds, answer.waited))
+        ended = monotonic() - self._begun
+        self.timings.append(
+            Timing(task.kind, task.epoch, task.round, answered.worker, answer.seconds, answer.waited, ended)
+        )
         return list(answer.partials)
 
     def _receive(self, received: Received) -> None:

@@ -23,8 +23,10 @@ from dasktrain.generate import generate
 from dasktrain.local import LocalModel
 from dasktrain.observe import History
 from dasktrain.optimizers import MakeOptimizer
+from dasktrain.pictures import Picture, plot
 from dasktrain.predict import predict
 from dasktrain.profiling import draw
+from dasktrain.report import report
 from dasktrain.shipping import shipped
 from dasktrain.state import TrainState, digest_of, named_state
 from dasktrain.stored import Stored, not_saved
@@ -51,6 +53,8 @@ class Result:
         "epochs", "max_rounds", "observer" or "interrupt".
     ship : tuple of str
         Packages whose code goes along to workers that predict.
+    happened : tuple of (float, str)
+        What became of workers: seconds since the driver began, and what was told of them.
     """
 
     model: nn.Module
@@ -61,6 +65,7 @@ class Result:
     ended: str
     ship: tuple[str, ...]
     _tensors: dict[str, Tensor] = field(repr=False)
+    happened: tuple[tuple[float, str], ...] = field(repr=False, default=())
     _timings: tuple[Timing, ...] = field(repr=False, default=())
 
     @staticmethod
@@ -95,6 +100,7 @@ class Result:
             driver.ended,
             ship,
             tensors,
+            tuple(driver.coordinator.happened),
             tuple(driver.coordinator.timings),
         )
 
@@ -139,6 +145,11 @@ class Result:
         with shipped(self.ship):
             return assess(self.model, self.encoding, data, bins)
 
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """When each worker answered, and how long it took; none of a result that was loaded."""
+        return self._timings
+
     def profile(self) -> Any:
         """Draw where the time went: rounds as stacked bars by part, and the work of each worker.
 
@@ -149,6 +160,33 @@ class Result:
             loaded there is no work by worker.
         """
         return draw(self.history, self._timings)
+
+    def plot(self, what: Picture = "curves", data: Source | None = None) -> Any:
+        """Draw something of the run; needs ``pip install 'dasktrain[plot]'``.
+
+        Parameters
+        ----------
+        what
+            ``"curves"``: loss and metrics by epoch. ``"timeline"``: when each worker computed, and what became of them.
+            ``"confusion"`` and ``"calibration"``: of a classifier, on `data`.
+        data
+            Of the kind the run was trained on.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            ``figure.savefig("curves.png")``.
+
+        Raises
+        ------
+        BadInput
+            There is nothing to draw, or no data.
+        """
+        return plot(self, what, data)
+
+    def report(self, path: str, data: Source | None = None) -> None:
+        """Write a page that says all of the run: see :func:`dasktrain.report.report`."""
+        report(self, path, data)
 
     def continued(self, make_optimizer: MakeOptimizer) -> MakeOptimizer:
         """Return what makes optimizers that go on from where this run's ended.
@@ -186,6 +224,7 @@ class Result:
             "ship": list(self.ship),
             "settings": self.settings,
             "encoding": self.encoding.to_json(),
+            "happened": self.happened,
             "history": {"epochs": list(self.history), "rounds": self.history.rounds},
         }
         save_state(str(url), self._tensors, facts)
@@ -216,10 +255,11 @@ def load(url: str, model: Any, tokenizer: Callable[[str], Sequence[int]] | None 
     try:
         settings, ended, ship = facts["settings"], facts["ended"], tuple(facts["ship"])
         history = History(facts["history"]["epochs"], facts["history"]["rounds"])
+        happened = tuple((float(at), str(text)) for at, text in facts["happened"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise not_saved(url, error) from error
     module = stored.filled(model, encoding.schema)
-    return Result(module, history, encoding, stored.digest, settings, ended, ship, stored.tensors)
+    return Result(module, history, encoding, stored.digest, settings, ended, ship, stored.tensors, happened)
 
 
 def _go_on(make_optimizer: MakeOptimizer, kept: list[dict[str, Tensor]], parameters: list[nn.Parameter]) -> Optimizer:

@@ -65,6 +65,8 @@ LEVELS = (
         "text",
         "estimators",
         "profiling",
+        "pictures",
+        "report",
         "running",
         "probe",
         "inspection",
