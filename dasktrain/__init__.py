@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dasktrain import text as text
     from dasktrain.checkpointer import Checkpoint as Checkpoint
     from dasktrain.compute import Compute as Compute
+    from dasktrain.dashboard.observer import Dashboard as Dashboard
     from dasktrain.data.arrays import Arrays as Arrays
     from dasktrain.data.records import Records as Records
     from dasktrain.data.source import Schema as Schema
@@ -54,6 +55,7 @@ _HOMES = {
     "Arrays": "dasktrain.data.arrays",
     "Checkpoint": "dasktrain.checkpointer",
     "Compute": "dasktrain.compute",
+    "Dashboard": "dasktrain.dashboard.observer",
     "EarlyStopping": "dasktrain.observe",
     "Ensemble": "dasktrain.ensemble",
     "Fold": "dasktrain.folds",

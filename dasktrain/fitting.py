@@ -228,6 +228,7 @@ class Fitting:
             state=state,
             cursor=Cursor(),
             history=History(),
+            timings=coordinator.timings,
             capture=lambda: (facts | {"domain": fleet.domain}, capture(run, state, trainer.strategy, observers)),
         )
         driver = Driver(

@@ -64,10 +64,12 @@ class Run:
     history: History = field(repr=False)
     #: returns a copy of all that is needed to go on from here: plain facts, and nested state with tensors
     capture: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = field(repr=False)
+    #: a :class:`dasktrain.coordinator.Timing` for each of the latest answers, where the driver is
+    timings: Sequence[Any] = field(repr=False, default=())
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the driver: observers that were in a run are copied and pickled without it."""
-        return vars(self) | {"state": None, "capture": nothing}
+        return vars(self) | {"state": None, "capture": nothing, "timings": ()}
 
 
 def nothing() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,7 +23,7 @@ _KINDS: dict[str, Any] = {
     "past_epoch": Mapping,
 }
 #: what only the driver has
-NOT_TOLD = ("state", "cursor", "history", "capture")
+NOT_TOLD = ("state", "cursor", "history", "capture", "timings")
 
 
 class Relay(Observer):

@@ -226,7 +226,7 @@ def _drive(run: str, fitting: Fitting, config: dict[str, Any]) -> bytes:
     secede()
     client.run_on_scheduler(_forgive, driver_name(run))
     stop = threading.Event()
-    with obeying(run, client, stop), dask.config.set({"dasktrain": config}):
+    with obeying(run, client, stop), client.as_current(), dask.config.set({"dasktrain": config}):
         return _fit(run, fitting, client, stop, lambda message: worker.log_event(progress_topic(run), message))
 
 

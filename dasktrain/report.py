@@ -9,6 +9,7 @@ import fsspec
 from jinja2 import Environment, PackageLoader
 
 from dasktrain.data.source import Encoding, Schema, Source
+from dasktrain.data.target import Labels
 from dasktrain.errors import BadInput
 from dasktrain.pictures import calibration, confusion, curves, timeline
 from dasktrain.profiling import draw
@@ -98,7 +99,7 @@ def _data(encoding: Encoding) -> dict[str, str]:
         found["categorical columns"] = _listed([f"{each.name} ({each.cardinality})" for each in categorical])
     target = encoding.target
     if target is not None:
-        names = getattr(target, "values", None) or getattr(target, "names", ())
+        names = target.values if isinstance(target, Labels) else target.names
         found["predicted"] = f"{schema.num_outputs} outputs: {_listed([str(name) for name in names])}"
     return found
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from functools import partial
 from numbers import Integral
@@ -251,9 +251,11 @@ def _one_optimizer(optimizer: MakeOptimizer | Mapping[str, MakeOptimizer], playe
 def driven(wire: Wire, prepare: Callable[[threading.Event], Callable[[], T]]) -> T:
     """Prepare a run here and drive it beside this thread, until it ends or someone asks it to; close the wire."""
     stop = threading.Event()
-    asked = obeying(wire.run, wire.client, stop) if isinstance(wire, DaskWire) else nullcontext()
     try:
-        with asked:
+        with ExitStack() as during:
+            if isinstance(wire, DaskWire):
+                during.enter_context(obeying(wire.run, wire.client, stop))
+                during.enter_context(wire.client.as_current())  # observers may ask for it
             return _in_thread(prepare(stop), stop)
     finally:
         wire.close()

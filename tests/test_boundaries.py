@@ -66,6 +66,7 @@ LEVELS = (
         "estimators",
         "profiling",
         "pictures",
+        "dashboard",
         "report",
         "running",
         "probe",
@@ -130,7 +131,7 @@ def test_distributed_is_met_by_the_dask_wire_and_the_trainer_only() -> None:
         "probe",
         "inspection",
         "cli",
-        *(module for module in MODULES if module.startswith("wire.")),
+        *(module for module in MODULES if module.startswith(("wire.", "dashboard."))),
     }
 
 
