@@ -74,6 +74,7 @@ LEVELS = (
         "recipe",
         "jobs",
         "cli",
+        "commands",
     ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -131,6 +132,7 @@ def test_distributed_is_met_by_the_dask_wire_and_the_trainer_only() -> None:
         "probe",
         "inspection",
         "cli",
+        "commands",
         *(module for module in MODULES if module.startswith(("wire.", "dashboard."))),
     }
 

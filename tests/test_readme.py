@@ -1,35 +1,19 @@
 """README's blocks and every example run, as a user would run them."""
 
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests import scripts
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
-#: a cluster's processes are forked off one that has imported the script, and torch with it: half of the time otherwise
-FORKED = {"DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver"}
 #: examples train for real: with others beside them they may take a while
 SECONDS = 300
 pytestmark = pytest.mark.timeout(SECONDS)
-
-
-def run(script: Path, folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS - 20,
-        env=os.environ | FORKED,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+run = partial(scripts.run, seconds=SECONDS - 20)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

@@ -89,7 +89,7 @@ def test_json_is_all_there_is_on_stdout(clean: Client, job: Path) -> None:
 def test_exit_code_tells_who_is_to_blame(
     cluster: Client, job: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    monkeypatch.setattr("dasktrain.cli.seconds", lambda name: 0.2)
+    monkeypatch.setattr("dasktrain.commands.seconds", lambda name: 0.2)
     places = {"JOB": str(job), "CLUSTER": cluster.scheduler.address}
     done = run(*(places.get(argument, argument) for argument in arguments))
     assert done.exit_code == code, done.output
