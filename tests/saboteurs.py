@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ class After(dt.Observer):
     def round(self, record: dict[str, Any]) -> None:
         if self.run.cursor.done == self.rounds:
             self.strike()
+
+
+class Unhurried(dt.Observer):
+    """Pauses after each round: rounds that only pass the time take it from processes that start meanwhile."""
+
+    def round(self, record: dict[str, Any]) -> bool | None:
+        Event().wait(0.02)
+        return None
 
 
 class Once:

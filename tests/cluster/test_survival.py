@@ -18,7 +18,7 @@ import dasktrain as dt
 from dasktrain.errors import WorkerLost
 from tests.leftovers import assert_left, left_on
 from tests.problems import PROBLEMS, SETTINGS, expected
-from tests.saboteurs import After, Mortal, Once
+from tests.saboteurs import After, Mortal, Once, Unhurried
 
 PROBLEM = PROBLEMS[2]  # batch normalisation and dropout
 
@@ -120,10 +120,11 @@ CHANGES = {
 def test_workers_come_and_go_between_rounds_without_a_trace(change: str) -> None:
     told = "joined" if change == "scaled up" else "went away"
 
-    class Until(dt.Observer):
+    class Until(Unhurried):
         """Asks to stop once the change has been seen, and some rounds later."""
 
         def round(self, record: dict[str, Any]) -> bool:
+            super().round(record)
             return any(told in text for text in after.told) and after.run.cursor.done >= 60 and record["round"] == 3
 
     with mortals() as (cluster, client):
