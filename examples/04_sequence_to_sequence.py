@@ -1,7 +1,7 @@
 """Turn texts into others: numbers in words into digits, and docstrings into names of functions.
 
 The numbers can be learnt without a fault: the script fails if fewer than 98 of 100 held-out ones are right. The names
-can only be guessed; they are read from the Python standard library.
+can only be guessed; they are read from the Python standard library, or another folder.
 """
 
 import argparse
@@ -84,9 +84,9 @@ def learn_numbers(rounds: int) -> float:
     return exact
 
 
-def learn_names(rounds: int) -> None:
+def learn_names(folder: Path, rounds: int) -> None:
     """Learn names of functions; print what the model makes of docstrings in held-out files."""
-    files = [path for path in sorted(STDLIB.rglob("*.py")) if not NOT_READ & set(path.relative_to(STDLIB).parts)]
+    files = [path for path in sorted(folder.rglob("*.py")) if not NOT_READ & set(path.relative_to(folder).parts)]
     seen = [path for number, path in enumerate(files) if number % 10 > 1]
     held_out, validation, train = (
         db.from_sequence(part, npartitions=4).map(name_pairs).flatten() for part in (files[::10], files[1::10], seen)
@@ -109,10 +109,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=850, help="for the numbers")
     parser.add_argument("--name-rounds", type=int, default=600, help="for the names of functions")
+    parser.add_argument("--names-from", type=Path, default=STDLIB, help="a folder of Python files to learn names from")
     arguments = parser.parse_args()
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
         exact = learn_numbers(arguments.rounds)
-        learn_names(arguments.name_rounds)
+        learn_names(arguments.names_from, arguments.name_rounds)
     if exact < GOAL:
         raise SystemExit(f"at least {GOAL} of the numbers should be right")
 

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 
 import dask
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 import dasktrain as dt
 from dasktrain.errors import AttachError, NonFinite, ReplicaError
+from tests.drivers import driving, said_of_a_round
 from tests.leftovers import assert_left, left_on
 from tests.problems import PROBLEMS
 from tests.saboteurs import After
@@ -127,24 +125,6 @@ def test_no_workers_within_the_deadline() -> None:
 
 def test_killed_driver_leaves_nothing_on_the_cluster(clean: Client) -> None:
     before = left_on(clean)
-    script = textwrap.dedent(
-        f"""
-        from distributed import Client
-        import dasktrain as dt
-        from tests.problems import PROBLEMS
-
-        class Says(dt.Observer):
-            def round(self, record):
-                print("round", flush=True)
-
-        client = Client({clean.scheduler.address!r})
-        PROBLEMS[0].trainer([Says()]).fit(PROBLEMS[0].data, batch_size=50, max_rounds=10**9, client=client)
-        """
-    )
-    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
-    assert driver.stdout.readline() == "round\n"
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
+    with driving(clean, 0, batch_size=50, max_rounds=10**9) as (_, said):
+        assert said_of_a_round(said)
     assert_left(clean, before)

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
@@ -21,6 +18,7 @@ from dasktrain.errors import BadInput, NonFinite
 from dasktrain.remote import RemoteRun, launch
 from dasktrain.wire.dask import DaskWire
 from tests.cluster.test_survival import mortals
+from tests.drivers import driving, said_of_a_round
 from tests.leftovers import assert_left, left_on
 from tests.problems import PROBLEMS, SETTINGS, expected
 from tests.small import Watcher
@@ -122,35 +120,12 @@ def test_waiting_has_a_deadline_and_leaves_the_run_going(clean: Client) -> None:
 
 
 def test_the_client_may_die_and_another_finds_the_run(clean: Client) -> None:
-    script = textwrap.dedent(
-        f"""
-        from distributed import Client
-        import dasktrain as dt
-        from tests.problems import PROBLEMS, SETTINGS
-
-        class Says(dt.Observer):
-            runs_on = "client"
-            def stage(self, text):
-                print(text, flush=True)
-            def round(self, record):
-                print("round", flush=True)
-
-        client = Client({clean.scheduler.address!r})
-        settings = SETTINGS | {{"epochs": 60}}
-        PROBLEMS[2].trainer([Says()]).fit(PROBLEMS[2].data, client=client, driver="cluster", **settings)
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    run = process.stdout.readline().split()[1]
-    while process.stdout.readline() != "round\n":
-        pass
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    settings = SETTINGS | {"epochs": 20}
+    with driving(clean, 2, driver="cluster", **settings) as (_, said):
+        run = said_of_a_round(said)[0].split()[1]
     beside = Beside()
     result = dt.attach(run, clean, observers=[beside]).result(SECONDS)
-    assert result.digest == PROBLEM.fit(dt.LocalWire(), epochs=60).digest
+    assert result.digest == PROBLEM.fit(dt.LocalWire(), epochs=20).digest
     assert len(beside.rounds) == len(result.history.rounds)
 
 
@@ -172,19 +147,19 @@ def kill_driver(client: Client, run: str) -> None:
 
 def test_a_driver_whose_worker_is_killed_goes_on_from_its_newest_checkpoint(killable: Client, tmp_path: Path) -> None:
     before = left_on(killable)["scheduler"]
-    url = str(tmp_path / "checkpoints")
+    epochs, url = 40, str(tmp_path / "checkpoints")
     beside = Beside()
-    run = started(killable, [dt.Checkpoint(url, "50 rounds"), beside], **LONG)
+    run = started(killable, [dt.Checkpoint(url, "20 rounds"), beside], **(SETTINGS | {"epochs": epochs}))
     results: list[dt.Result] = []
     waiting = Thread(target=lambda: results.append(run.result()), name="test-waiting")
     waiting.start()
     for lives in (1, 2):
-        waited_for(lambda lives=lives: len(beside.runs) == lives and len(beside.rounds) > 60 * lives)
+        waited_for(lambda lives=lives: len(beside.runs) == lives and len(beside.rounds) > 25 * lives)
         kill_driver(killable, run.id)
     waiting.join(SECONDS)
     (result,) = results
-    assert result.digest == PROBLEM.fit(dt.LocalWire(), epochs=LONG["epochs"]).digest
-    assert len(result.history.rounds) == 9 * LONG["epochs"]
+    assert result.digest == PROBLEM.fit(dt.LocalWire(), epochs=epochs).digest
+    assert len(result.history.rounds) == 9 * epochs
     assert [run.cursor.done > 0 for run in beside.runs] == [False, True, True]
     killable.wait_for_workers(2, timeout=SECONDS)
     assert_left(killable, {"workers": dict.fromkeys(killable.nthreads(), ([], [], 0)), "scheduler": before})

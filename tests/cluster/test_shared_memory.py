@@ -1,12 +1,10 @@
 """Workers on the driver's host compute in its memory: the same bits as without, and nothing left whoever dies."""
 
 import gc
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -22,6 +20,7 @@ from dasktrain.fitting import CANARY_ROWS
 from dasktrain.wire import lease
 from dasktrain.wire.shared import POSSIBLE
 from tests.cluster.test_survival import mortals
+from tests.drivers import driving, said_of_a_round
 from tests.problems import PROBLEMS, expected
 from tests.processes import all_named_sockets, mapped, named_sockets, opened
 from tests.saboteurs import Mortal, Once
@@ -148,35 +147,13 @@ def test_a_worker_killed_in_the_middle_of_a_round_takes_nothing_with_it(two: Cli
     assert result.digest == trained(dt.LocalWire()).digest
 
 
-class Says(dt.Observer):
-    """Says that a round is over."""
-
-    def __init__(self, to: Connection) -> None:
-        self._to = to
-
-    def round(self, record: dict[str, Any]) -> None:
-        self._to.send_bytes(b"round")
-
-
-def drive(scheduler: str, to: Connection) -> None:
-    """Be a driver that never ends."""
-    with Client(scheduler, set_as_default=False) as client:
-        PROBLEM.trainer([Says(to)]).fit(PROBLEM.data, batch_size=50, max_rounds=10**9, client=client)
-
-
 def test_a_driver_killed_in_the_middle_of_a_run_leaves_workers_without_its_memory(two: Client) -> None:
-    workers, (said, to) = pids(two), multiprocessing.Pipe(duplex=False)
-    driver = multiprocessing.get_context("forkserver").Process(target=drive, args=(two.scheduler.address, to))
-    with said, to:
-        driver.start()
-        try:
-            assert said.poll(PATIENCE)
-            assert sharers(workers) == [True, True]
-            names = named_sockets(driver.pid or 0)
-            assert names
-        finally:
-            driver.kill()
-            driver.join(PATIENCE)
+    workers = pids(two)
+    with driving(two, 0, batch_size=50, max_rounds=10**9) as (driver, said):
+        assert said_of_a_round(said)
+        assert sharers(workers) == [True, True]
+        names = named_sockets(driver.pid or 0)
+        assert names
     eventually(lambda: held_by_workers(two), [([], 0)] * 2)
     assert not names & all_named_sockets()
     assert fit(two).digest == expected(PROBLEM)
