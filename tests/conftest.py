@@ -11,12 +11,12 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from tests.forking import fork_with
+from tests.forking import FIRST, fork_with
 from tests.leftovers import assert_left, left_on
 
 # A cluster's processes are forked off one that has imported all this: importing it anew took half of all tests' time.
 # Processes that import it themselves are tested in cluster/test_processes.py.
-fork_with("dasktrain.trainer", "pandas")
+fork_with(*FIRST)
 
 # A test does not fail for being slow: that is what benchmarks are for.
 hypothesis.settings.register_profile("patient", deadline=None)

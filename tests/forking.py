@@ -5,6 +5,9 @@ import multiprocessing
 import dask
 from distributed.utils import get_mp_context
 
+#: the first optimizer of a process loads dynamo
+FIRST = ("dasktrain.trainer", "pandas", "torch._dynamo")
+
 
 def fork_with(*modules: str) -> None:
     """Have processes of clusters forked off one that has imported these modules and Dask's own."""
