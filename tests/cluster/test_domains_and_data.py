@@ -99,7 +99,8 @@ def a_worker_that_joins_by_hand_is_used(client: Client, join: Callable[[], None]
 def a_scheduler_that_dies_leaves_a_checkpoint_and_one_clear_error(client: Client, url: str) -> None:
     settings: dict[str, Any] = SETTINGS | {"epochs": None, "max_rounds": 10**6}
     pid = client.run_on_scheduler(os.getpid)
-    trainer = PROBLEM.trainer([After(40, lambda: os.kill(pid, signal.SIGKILL)), dt.Checkpoint(url, "1 h")])
+    dies = After(40, lambda: os.kill(pid, signal.SIGKILL))
+    trainer = PROBLEM.trainer([dies, Unhurried(), dt.Checkpoint(url, "1 h")])
     with pytest.raises(SchedulerLost, match="start the cluster again and resume from a checkpoint"):
         trainer.fit(PROBLEM.data, client=client, **settings)
     (done,) = Store(url).numbers()
