@@ -17,6 +17,8 @@ from tests.network.hosts import Network, connected, ended
 WORKERS = ("amy", "bob", "cat", "dan")
 HOSTS = ("scheduler", "driver", *WORKERS)
 DASK = str(Path(sys.executable).with_name("dask"))
+#: of workers that have torch when they join: rounds are over in less time than importing it takes
+WORKER = ("--nthreads", "1", "--no-dashboard", "--no-nanny", "--preload", "dasktrain.trainer")
 ROOT = Path(__file__).parents[2]
 #: everybody gives a silent peer up within seconds; TCP does so after 11 s, which is the least that Dask takes
 HASTE = {
@@ -60,7 +62,7 @@ class Cluster:
     def _start_worker(self, host: str) -> None:
         self._names[host] = f"{host}-{uuid.uuid4().hex[:6]}"
         place = ("--host", self.network.address(host), "--local-directory", str(self._folder / f"{host}.spill"))
-        options = ("--nthreads", "1", "--no-dashboard", "--no-nanny", "--name", self._names[host])
+        options = (*WORKER, "--name", self._names[host])
         self._workers[host] = self._start(host, DASK, "worker", self._address, *place, *options)
 
     def _restore(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.network.cluster import DASK, ROOT
+from tests.network.cluster import DASK, ROOT, WORKER
 from tests.network.hosts import connected, missing
 
 SCHEDULER, PATIENCE = "tcp://10.77.0.1:8786", 120.0
@@ -25,7 +25,7 @@ def test_a_gradient_crosses_the_drivers_link_once_for_each_host(tmp_path: Path) 
         start("driver", DASK, "scheduler", "--host", network.address("driver"), "--port", "8786", "--no-dashboard")
         for number, host in enumerate(WORKERS):
             place = ("--host", network.address(host), "--local-directory", str(tmp_path / str(number)))
-            start(host, DASK, "worker", SCHEDULER, *place, "--nthreads", "1", "--no-dashboard", "--no-nanny")
+            start(host, DASK, "worker", SCHEDULER, *place, *WORKER)
         command = (sys.executable, "-m", "tests.network.together", SCHEDULER)
         driver = network.start("driver", *command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT)
         said, _ = driver.communicate(timeout=PATIENCE)
