@@ -25,14 +25,21 @@ if TYPE_CHECKING:
     from dasktrain.folds import Fold as Fold
     from dasktrain.inspection import Report as Report
     from dasktrain.inspection import check as check
+    from dasktrain.learning_rates import LearningRates as LearningRates
+    from dasktrain.learning_rates import find_learning_rate as find_learning_rate
     from dasktrain.local import LocalModel as LocalModel
     from dasktrain.local import load_local as load_local
     from dasktrain.objective import accuracy as accuracy
-    from dasktrain.observe import EarlyStopping as EarlyStopping
     from dasktrain.observe import History as History
-    from dasktrain.observe import Log as Log
     from dasktrain.observe import Observer as Observer
-    from dasktrain.observe import Progress as Progress
+    from dasktrain.observers.budget import Budget as Budget
+    from dasktrain.observers.early_stopping import EarlyStopping as EarlyStopping
+    from dasktrain.observers.log import Log as Log
+    from dasktrain.observers.mlflow import MLflow as MLflow
+    from dasktrain.observers.monitor import Monitor as Monitor
+    from dasktrain.observers.progress import Progress as Progress
+    from dasktrain.observers.tensorboard import TensorBoard as TensorBoard
+    from dasktrain.observers.wandb import WandB as WandB
     from dasktrain.optimizers import Optimizers as Optimizers
     from dasktrain.remote import RemoteRun as RemoteRun
     from dasktrain.remote import attach as attach
@@ -53,22 +60,26 @@ __version__ = "0.1.0"
 #: where names are found when they are first used: importing the package loads nothing
 _HOMES = {
     "Arrays": "dasktrain.data.arrays",
+    "Budget": "dasktrain.observers.budget",
     "Checkpoint": "dasktrain.checkpointer",
     "Compute": "dasktrain.compute",
     "Dashboard": "dasktrain.dashboard.observer",
-    "EarlyStopping": "dasktrain.observe",
+    "EarlyStopping": "dasktrain.observers.early_stopping",
     "Ensemble": "dasktrain.ensemble",
     "Fold": "dasktrain.folds",
     "GradientAveraging": "dasktrain.strategies",
     "Halving": "dasktrain.searching",
     "History": "dasktrain.observe",
     "LanguageModel": "dasktrain.estimators",
+    "LearningRates": "dasktrain.learning_rates",
     "LocalModel": "dasktrain.local",
     "LocalWire": "dasktrain.wire.local",
-    "Log": "dasktrain.observe",
+    "Log": "dasktrain.observers.log",
+    "MLflow": "dasktrain.observers.mlflow",
+    "Monitor": "dasktrain.observers.monitor",
     "Observer": "dasktrain.observe",
     "Optimizers": "dasktrain.optimizers",
-    "Progress": "dasktrain.observe",
+    "Progress": "dasktrain.observers.progress",
     "Records": "dasktrain.data.records",
     "RemoteRun": "dasktrain.remote",
     "Report": "dasktrain.inspection",
@@ -80,14 +91,17 @@ _HOMES = {
     "Table": "dasktrain.data.table",
     "TabularClassifier": "dasktrain.estimators",
     "TabularRegressor": "dasktrain.estimators",
+    "TensorBoard": "dasktrain.observers.tensorboard",
     "Text": "dasktrain.data.text",
     "TextClassifier": "dasktrain.estimators",
     "Trainer": "dasktrain.trainer",
+    "WandB": "dasktrain.observers.wandb",
     "accuracy": "dasktrain.objective",
     "attach": "dasktrain.remote",
     "balance": "dasktrain.balance",
     "check": "dasktrain.inspection",
     "errors": "dasktrain.errors",
+    "find_learning_rate": "dasktrain.learning_rates",
     "load": "dasktrain.result",
     "load_local": "dasktrain.local",
     "models": "dasktrain.models",

@@ -41,6 +41,8 @@ class Checkpoint(Observer):
         `every` cannot be read; or, before the first round, the URL cannot be written or is taken.
     """
 
+    order = 1
+
     def __init__(self, url: str, every: str = "1 epoch", keep: int = 3) -> None:
         if keep < 1:
             raise BadInput(f"keep must be at least 1, however it is {keep}")

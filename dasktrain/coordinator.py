@@ -14,7 +14,7 @@ from dask.system import CPU_COUNT
 
 from dasktrain import buckets
 from dasktrain.config import seconds
-from dasktrain.errors import AttachError, Diverged, ReductionError, WorkerLost
+from dasktrain.errors import AttachError, Diverged, NonFinite, ReductionError, RunError, WorkerLost
 from dasktrain.events import (
     Abort,
     Answered,
@@ -33,7 +33,7 @@ from dasktrain.events import (
 from dasktrain.fleet import Fleet
 from dasktrain.messages import Answer, Bucket, Kind, Partial, State, Task, Vector
 from dasktrain.pace import Pace
-from dasktrain.reduce import reduce
+from dasktrain.reduce import NOT_FINITE, reduce
 from dasktrain.wire import Wire, failed
 
 #: seconds between looks at whether the run was asked to stop while no worker is there
@@ -147,6 +147,8 @@ class Coordinator:
             No worker was left and none appeared in time.
         Diverged
             Two workers gave different bits for the same shards.
+        NonFinite
+            The sum is not, and which shard is to blame, if it is one.
         RunError
             Whatever a replica raised.
         """
@@ -155,8 +157,26 @@ class Coordinator:
                 self._compare(event)  # to a round that is over
             self._take(event)
         self._next = Task(self._wire.run + whose, kind, epoch, round, 0, self._fleet.shards, turn)
+        try:
+            return self._total(state, dense)
+        except NonFinite as error:
+            if str(error) == NOT_FINITE:
+                self._find_blame(state, dense)
+            raise
+
+    def _find_blame(self, state: State, dense: int | None) -> None:
+        """Ask for the round again: replicas that are asked the same twice look at each shard's gradient."""
+        try:
+            self._total(state, dense)
+        except NonFinite as found:
+            raise found from None
+        except RunError:
+            pass  # a worker lost meanwhile is not what ended the run
+
+    def _total(self, state: State, dense: int | None) -> Partial:
+        """Have all shards of a round computed, and sum them."""
         self._incoming.begin(state.parameters[:dense])
-        started = monotonic()
+        started, kind = monotonic(), self._next.kind
         with self._wire.round(state):
             partials = self._collect(started)
             answered = monotonic()

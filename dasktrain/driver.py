@@ -17,7 +17,7 @@ from dasktrain.observe import Observer, Record, Run
 from dasktrain.plan import Plan
 from dasktrain.players import Players
 from dasktrain.resume import Saved
-from dasktrain.state import Snapshot, TrainState
+from dasktrain.state import TrainState
 from dasktrain.strategies import Strategy, Sums, check_weight
 
 
@@ -56,8 +56,6 @@ class Driver:
         The checkpoint to go on from.
     stop : threading.Event
         Set from any thread to end after the round under way.
-    ended : str
-        Why the run ended: "epochs", "max_rounds", "observer", "interrupt", or what a `Leave` said.
     """
 
     run: Run
@@ -71,7 +69,11 @@ class Driver:
     schedule_every: Literal["round", "epoch"] = "epoch"
     saved: Saved | None = None
     stop: threading.Event = field(default_factory=threading.Event)
-    ended: str = ""
+
+    @property
+    def ended(self) -> str:
+        """Why the run ended: "epochs", "max_rounds", "observer", "interrupt", or what a `Leave` said."""
+        return self.run.cursor.ended
 
     @property
     def state(self) -> TrainState:
@@ -83,6 +85,7 @@ class Driver:
         self._epoch_started = perf_counter()
         if self.saved is not None:
             self.saved.restore(self.run, self.state, self.strategy)
+            self.run.cursor.ended = ""
 
     def drive(self) -> None:
         """Run rounds until epochs, rounds, an observer or an interrupt end them."""
@@ -101,21 +104,18 @@ class Driver:
 
     def asks(self) -> Asks:
         """Run, and yield each round whose total is needed, from the state as it is then."""
-        snapshots: list[Snapshot | None] = []
-        with ExitStack() as ends:  # each end is called, whatever the others raise
+        with ExitStack() as ends:  # each end is called, the last observer's first, whatever the others raise
             for place, observer in enumerate(self.observers):
-                ends.callback(self._end_observer, observer, snapshots)
+                ends.callback(self._end_observer, observer)
                 observer.start(self.run)
                 if self.saved is not None:
                     self.saved.hand_back(place, observer)
             yield from self._rounds()
-        for snapshot in snapshots:
-            if snapshot is not None:
-                self.state.restore(snapshot)
 
-    @staticmethod
-    def _end_observer(observer: Observer, snapshots: list[Snapshot | None]) -> None:
-        snapshots.append(observer.end())
+    def _end_observer(self, observer: Observer) -> None:
+        snapshot = observer.end()
+        if snapshot is not None:
+            self.state.restore(snapshot)
 
     def _rounds(self) -> Asks:
         cursor = self.run.cursor
@@ -132,11 +132,11 @@ class Driver:
             reason = "interrupt"
         except Leave as leave:
             reason = str(leave)
-        self.ended = reason
         if cursor.round:  # in the middle of an epoch
-            record = yield from self._epoch_record()
+            record = yield from self._epoch_record(evaluated=reason != "interrupt")
             if reason != "interrupt":
                 self._tell("epoch", record)
+        cursor.ended = reason
 
     def _end(self) -> str:
         """Return why the run ends here, if it does."""
@@ -218,14 +218,14 @@ class Driver:
         self.run.history.rounds.append(record)
         return record
 
-    def _epoch_record(self) -> Generator[Ask, Partial, Record]:
-        """Record the epoch so far, evaluated unless the run was interrupted."""
+    def _epoch_record(self, evaluated: bool = True) -> Generator[Ask, Partial, Record]:
+        """Record the epoch so far."""
         cursor, seconds = self.run.cursor, perf_counter() - self._epoch_started
         assert cursor.sums is not None
         figures = self.sums.figures(cursor.sums)
         rows = sum(self.plan.rows_of_round(done) for done in range(cursor.round))
         record: Record = {"epoch": cursor.epoch, "rounds": cursor.round, "rows": rows, **figures}
-        if self.evaluation is not None and self.ended != "interrupt":
+        if self.evaluation is not None and evaluated:
             total = yield from self._total("evaluate", cursor.epoch, cursor.round - 1)
             assert total.sums is not None
             record |= {f"valid_{name}": value for name, value in self.sums.figures(total.sums).items()}

@@ -11,7 +11,6 @@ from torch import nn
 
 from dasktrain import preflight
 from dasktrain.balancing import Balance
-from dasktrain.checkpointer import Checkpoint
 from dasktrain.coordinator import Coordinator
 from dasktrain.data.source import Encoding, Schema, Source
 from dasktrain.domain import pinned
@@ -206,11 +205,11 @@ class Fitting:
         trainer, wire = self.trainer, prepared.wire
         metrics = metrics_of(trainer.metrics, prepared.encoding)
         threads = saved.threads if saved else wire.threads
-        # Checkpoints are taken once all others have seen a round.
-        observers = sorted(trainer.observers, key=lambda observer: isinstance(observer, Checkpoint))
+        observers = sorted(trainer.observers, key=lambda observer: observer.order)
+        same = self._identity(prepared, state)
         facts = {
             "run": wire.run,
-            "identity": self._identity(prepared, state),
+            "identity": same,
             "fingerprints": prepared.fingerprints,
             "encoding": prepared.encoding.to_json(),
             "threads": threads,
@@ -225,10 +224,12 @@ class Fitting:
             rounds_per_epoch=prepared.plan.rounds,
             epochs=self.settings.epochs,
             max_rounds=self.settings.max_rounds,
+            settings={name: value for name, value in same.items() if isinstance(value, str | float | int)},
             state=state,
             cursor=Cursor(),
             history=History(),
             timings=coordinator.timings,
+            members=lambda: fleet.members,
             capture=lambda: (facts | {"domain": fleet.domain}, capture(run, state, trainer.strategy, observers)),
         )
         driver = Driver(

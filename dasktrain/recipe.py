@@ -19,7 +19,8 @@ from torch import nn
 import dasktrain
 from dasktrain.data.source import Schema, Source
 from dasktrain.errors import BadInput, nearest
-from dasktrain.observe import Observer, Progress
+from dasktrain.observe import Observer
+from dasktrain.observers.progress import Progress
 from dasktrain.result import Result
 from dasktrain.trainer import Trainer
 

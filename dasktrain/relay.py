@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from dasktrain.errors import WireError
-from dasktrain.observe import History, Observer, Record, Run, nothing
+from dasktrain.observe import History, Observer, Record, Run, nobody, nothing
 from dasktrain.state import Cursor
 
 Message = dict[str, Any]
@@ -21,9 +21,10 @@ _KINDS: dict[str, Any] = {
     "past_rounds": Sequence,
     "epoch": Mapping,
     "past_epoch": Mapping,
+    "end": str,
 }
 #: what only the driver has
-NOT_TOLD = ("state", "cursor", "history", "capture", "timings")
+NOT_TOLD = ("state", "cursor", "history", "members", "capture", "timings")
 
 
 class Relay(Observer):
@@ -53,6 +54,7 @@ class Relay(Observer):
 
     def start(self, run: Run) -> None:
         """Tell what is known of the run, and what was before a resume."""
+        self._run = run
         told = {field.name: getattr(run, field.name) for field in fields(run) if field.name not in NOT_TOLD}
         cursor = {"epoch": run.cursor.epoch, "round": run.cursor.round, "done": run.cursor.done}
         self._say(start=told | {"workers": list(run.workers)}, cursor=cursor)
@@ -75,7 +77,7 @@ class Relay(Observer):
     def end(self) -> None:
         """Tell what is left."""
         self._flush()
-        self._say(end=True)
+        self._say(end=self._run.cursor.ended)
 
     def _flush(self, replayed: bool = False) -> None:
         if self._rounds:
@@ -168,7 +170,8 @@ class Replay:
             self._each("epoch", message["epoch"])
         if "stage" in message:
             self._each("stage", message["stage"])
-        if "end" in message:
+        if "end" in message and self._started is not None:
+            self._started.cursor.ended = message["end"]
             self.end()
 
     def _each(self, hook: str, value: Any) -> None:
@@ -204,4 +207,5 @@ def _check(message: Any) -> None:
 
 
 def _run(message: Message, past: History) -> Run:
-    return Run(**message["start"], state=None, cursor=Cursor(**message["cursor"]), history=past, capture=nothing)
+    told, cursor = message["start"], Cursor(**message["cursor"])
+    return Run(**told, state=None, cursor=cursor, history=past, members=nobody, capture=nothing)

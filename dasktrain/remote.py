@@ -17,7 +17,8 @@ from distributed import Client, Future, get_client, get_worker, secede
 from dasktrain.checkpointer import Checkpoint
 from dasktrain.errors import BadInput, DasktrainError, RunError, SchedulerLost
 from dasktrain.fitting import Fitting
-from dasktrain.observe import History, Observer, Progress
+from dasktrain.observe import History, Observer
+from dasktrain.observers.progress import Progress
 from dasktrain.relay import Relay, Replay
 from dasktrain.result import Result
 from dasktrain.resume import Saved

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from dasktrain.accumulate import Accumulator, Sum
+from dasktrain.blame import check_gradient, check_scalars
 from dasktrain.buckets import Outgoing
 from dasktrain.buffers import FlatBuffers
 from dasktrain.compute import Compute, Device
 from dasktrain.data.block import Batch, Block, Collate, gather, lengths
 from dasktrain.data.synthesis import Synthesis, Synthesiser
 from dasktrain.domain import canary, digest_of_bits, made_up
-from dasktrain.errors import DasktrainError, DataError, NonFinite
+from dasktrain.errors import DasktrainError, DataError
 from dasktrain.events import Domain
 from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Stream, Task, Vector
 from dasktrain.metrics import Metric
@@ -119,6 +120,7 @@ class Replica:
         #: seconds of the task under way in which data were gathered
         self.waited = 0.0
         self._latest: tuple[Kind, int, int, int] | None = None  # the round that the accumulator's memory is lent to
+        self._answered: Task | None = None  # the latest
         #: (epoch, round, shard) -> its rows and their batch, gathered before they are asked for
         self._ahead: dict[tuple[int, int, int], tuple[Rows, Batch | None]] = {}
 
@@ -251,6 +253,10 @@ class Replica:
         self._take(state.parameters)
         self._device.fill(self._buffers.vector, as_tensor(state.buffers))
         self._set_mode(task.kind)
+        if task == self._answered and task.kind == "train":  # a sum was not finite: whose?
+            for shard in range(task.start, task.stop):
+                self._shard(task, shard, suspicious=True)
+        self._answered = task
         node = self._in_buckets if task.kind == "train" and self._outgoing is not None else self._at_once
         return tuple(node(task, *place) for place in subtrees(task.start, task.stop, self.job.plans[task.kind].shards))
 
@@ -296,7 +302,7 @@ class Replica:
         found = self._shard(task, shard)
         return into if found is None else self._accumulator.plus(into, found)
 
-    def _shard(self, task: Task, shard: int, watching: Watching | None = None) -> Sum | None:
+    def _shard(self, task: Task, shard: int, watching: Watching | None = None, suspicious: bool = False) -> Sum | None:
         """Return one shard's gradient, or only its scalars if somebody watches the gradient being computed."""
         rows, batch = self._at_hand(task, shard)
         if batch is None:
@@ -315,8 +321,10 @@ class Replica:
                 found = self._gradients(last, task.turn)
             before = None if total is None else Sum(None, total.scalars, total.touched)
             total = self._accumulator.plus(before, Sum(None, found.scalars, found.touched))
-        if not math.isfinite(total.scalars.sum()):
-            self._check_finite(total.scalars, f"epoch {task.epoch}, round {task.round}, shard {shard}", rows)
+        where = f"epoch {task.epoch}, round {task.round}, shard {shard}"
+        check_scalars(self.sums, total.scalars, where, rows)
+        if suspicious:
+            check_gradient(total, where, rows)
         if self._buffers.layout.size:
             changes = torch.from_numpy(total.scalars[self.sums.layout.places["buffers"]])
             self._buffers.changes(changes, batch.rows)
@@ -357,8 +365,7 @@ class Replica:
                 output = self._call(batch)
                 losses = {player: objective(output, batch) for player, objective in enumerate(self._objectives)}
                 scalars = self._scalars(output, batch, losses, measured=True)
-                if not math.isfinite(scalars.sum()):
-                    self._check_finite(scalars, f"validation after epoch {task.epoch}, shard {shard}", rows)
+                check_scalars(self.sums, scalars, f"validation after epoch {task.epoch}, shard {shard}", rows)
                 total = scalars if total is None else total + scalars
         if total is None:
             return into
@@ -378,16 +385,6 @@ class Replica:
                 found = [metric.sums(detached(output), batch) for metric in self.job.metrics.values()]
             scalars[places["metrics"]] = np.concatenate(found)
         return scalars
-
-    def _check_finite(self, scalars: np.ndarray, where: str, rows: Rows) -> None:
-        """Raise NonFinite naming the figure to blame, where it was found and the partitions that were read."""
-        for name, value in self.sums.named(scalars):
-            if not math.isfinite(value):
-                partitions = ", ".join(map(str, np.unique(rows.partition)))
-                raise NonFinite(
-                    f"{name} must be finite, however it is {value} in {where}, with rows of partition {partitions}; "
-                    "look for extreme values there, or lower the learning rate"
-                )
 
 
 def failure_of(raised: Exception, task: Task) -> Failure:

@@ -24,7 +24,8 @@ from dasktrain.fleet import Fleet
 from dasktrain.folds import Fold
 from dasktrain.instep import InStep
 from dasktrain.messages import Kind
-from dasktrain.observe import Progress, Record, sign_of
+from dasktrain.observe import Record, sign_of
+from dasktrain.observers.progress import Progress
 from dasktrain.plan import Plan
 from dasktrain.prepared import Prepared, told_plainly
 from dasktrain.result import Result

@@ -50,6 +50,9 @@ class Cursor:
         Whether an observer asked to stop.
     settled : bool
         False while a step is under way.
+    ended : str
+        Why the run ended: "epochs", "max_rounds", "observer", "interrupt", or what made it leave a search; "" while it
+        goes on, and if it failed.
     """
 
     epoch: int = 0
@@ -58,6 +61,7 @@ class Cursor:
     sums: np.ndarray | None = None
     wished: bool = False
     settled: bool = True
+    ended: str = ""
 
 
 class TrainState:

@@ -19,7 +19,8 @@ from dasktrain.errors import BadInput, known_keywords
 from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.folds import Fold
 from dasktrain.objective import Measure
-from dasktrain.observe import PARTS, Observer, Progress
+from dasktrain.observe import PARTS, Observer
+from dasktrain.observers.progress import Progress
 from dasktrain.optimizers import MakeOptimizer, Optimizers
 from dasktrain.plan import Partitioning, Shuffle
 from dasktrain.players import Players
@@ -131,10 +132,10 @@ class Trainer:
         self.model = model
         self.optimizer = _one_optimizer(optimizer, self.players)
         self.metrics = dict(metrics or {})
-        self.observers = [Progress()] if observers is None else list(observers)
+        self.observers: list[Observer] = [Progress()] if observers is None else list(observers)
         self.strategy: Strategy = strategy or GradientAveraging()
         self.scheduler = scheduler
-        self.schedule_every = schedule_every
+        self.schedule_every: Literal["round", "epoch"] = schedule_every
         self.groups = groups
         self.compute = compute or Compute()
 
@@ -193,7 +194,7 @@ class Trainer:
         driver
             Where rounds are driven. ``"client"``: in this process. ``"cluster"``: in a task on a worker; the run
             outlives this process (:func:`dasktrain.attach` finds it again) and, with a :class:`dasktrain.Checkpoint`,
-            goes on from the newest one if that worker dies. Observers other than Progress and Log run there.
+            goes on from the newest one if that worker dies. Observers run there whose `runs_on` is "driver".
             ``"auto"``: here, unless no worker can be reached from here.
         ship
             Packages and modules that are installed here and not on the workers, whose code is sent along, such as

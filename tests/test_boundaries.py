@@ -23,6 +23,7 @@ LEVELS = (
         "sparse",
         "optimizers",
         "accumulate",
+        "blame",
         "buckets",
         "buffers",
         "state",
@@ -40,7 +41,7 @@ LEVELS = (
         "data",
         "models",
     ),
-    ("wire", "checkpoint", "observe", "relay"),
+    ("wire", "checkpoint", "observe", "observers", "relay"),
     ("driver", "coordinator", "instep", "resume", "checkpointer"),
     (
         "",
@@ -64,6 +65,7 @@ LEVELS = (
         "generate",
         "text",
         "estimators",
+        "learning_rates",
         "profiling",
         "pictures",
         "dashboard",
@@ -199,7 +201,9 @@ def test_importing_prints_nothing_and_loads_no_extra(importing: dict[str, Any]) 
     extras = {
         name
         for name in importing["imported"]
-        if is_from(name, "matplotlib", "sklearn", "imblearn", "IPython", "torchvision")
+        if is_from(
+            name, "matplotlib", "sklearn", "imblearn", "IPython", "torchvision", "tensorboard", "mlflow", "wandb"
+        )
     }
     assert "dasktrain" in importing["imported"]
     assert extras == set()

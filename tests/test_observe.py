@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import pytest
 import torch
 from rich.console import Console
@@ -17,6 +18,7 @@ from torch.optim import lr_scheduler
 import dasktrain as dt
 from dasktrain.errors import BadInput, NonFinite
 from dasktrain.observe import PARTS, Record
+from dasktrain.observers import progress
 from tests.small import Watcher, closed, fit, table
 
 METRICS = {"accuracy": dt.accuracy}
@@ -247,7 +249,7 @@ def test_log_of_a_run_that_fails_is_closed_and_keeps_its_rounds(tmp_path: Path) 
     log = dt.Log(tmp_path / "log.jsonl", every="round")
     with pytest.raises(LookupError):
         fit(table(), observers=[log, Raising("epoch")])
-    assert [record["round"] for record in read_log(log.path)] == [0, 1, 2]
+    assert [record["round"] for record in read_log(Path(log.path))] == [0, 1, 2]
 
 
 def test_log_is_closed_when_another_observer_does_not_start(tmp_path: Path) -> None:
@@ -257,6 +259,14 @@ def test_log_is_closed_when_another_observer_does_not_start(tmp_path: Path) -> N
     left_open = log._file
     log.end()
     assert left_open is None
+
+
+def test_log_may_lie_behind_any_url() -> None:
+    with fsspec.open("memory://logs/log.jsonl", "w") as file:
+        file.write("an older run")
+    history = fit(table(), epochs=2, observers=[dt.Log("memory://logs/log.jsonl")]).history
+    with fsspec.open("memory://logs/log.jsonl") as file:
+        assert [json.loads(line) for line in file] == list(history)
 
 
 @pytest.mark.parametrize("arguments", [("log.txt",), ("log",), ("log.csv", "batch")], ids=str)
@@ -292,8 +302,8 @@ def test_progress_shows_each_epoch(console: Console) -> None:
 
 
 def test_progress_shows_the_running_epoch(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dt.Progress, "_TERMINAL", -1.0)
-    monkeypatch.setattr(dt.Progress, "_PLAIN", -1.0)
+    for screen in (progress._Terminal, progress._Log):
+        monkeypatch.setattr(screen, "pause", -1.0)
     fit(table(), observers=[dt.Progress(console)])
     assert [f"{rounds}/3" in shown(console) for rounds in (2, 3)] == [True, True]
 
@@ -307,9 +317,31 @@ def test_progress_leaves_the_terminal_when_the_run_fails(console: Console) -> No
     progress = dt.Progress(console)
     with pytest.raises(LookupError):
         fit(table(), observers=[progress, Raising("round")])
-    assert progress._live is None
+    assert progress._screen is None
     fit(table(), observers=[progress])  # a console that is still live refuses a second table
     assert "3/3" in shown(console)
+
+
+def test_progress_shows_the_latest_epochs_where_a_terminal_has_no_room_for_all() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=9, highlight=False)
+    fit(table(), epochs=12, observers=[dt.Progress(console)])
+    text = shown(console)
+    assert "..." not in text
+    assert [text.count(f"│ {epoch} ") for epoch in (1, 12)] == [
+        5,
+        2,
+    ]  # while it was among the last four, and at the end
+
+
+@pytest.mark.parametrize("colours", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_progress_in_a_log_moves_no_cursor(
+    colours: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(colours, "1")
+    fit(table(), epochs=2, observers=[dt.Progress()])
+    text = capsys.readouterr().out
+    assert text.count("3/3") == 2
+    assert "\x1b" not in text
 
 
 def test_progress_is_what_a_trainer_shows_by_default(capsys: pytest.CaptureFixture[str]) -> None:

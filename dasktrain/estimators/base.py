@@ -12,7 +12,8 @@ from sklearn.utils import check_random_state
 from dasktrain.balancing import Balance
 from dasktrain.data.source import Source
 from dasktrain.errors import BadInput
-from dasktrain.observe import History, Observer, Progress
+from dasktrain.observe import History, Observer
+from dasktrain.observers.progress import Progress
 from dasktrain.result import Result
 from dasktrain.trainer import Trainer, current_client
 from dasktrain.wire.local import LocalWire

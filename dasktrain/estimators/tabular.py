@@ -31,7 +31,8 @@ from dasktrain.estimators.frames import (
 from dasktrain.estimators.scores import score
 from dasktrain.models import MLP
 from dasktrain.objective import Measure
-from dasktrain.observe import EarlyStopping, Observer
+from dasktrain.observe import Observer
+from dasktrain.observers.early_stopping import EarlyStopping
 from dasktrain.predictor import Kind, predict_at_once
 from dasktrain.result import Result
 from dasktrain.trainer import Trainer

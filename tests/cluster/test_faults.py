@@ -71,6 +71,29 @@ def test_nan_loss_names_round_shard_and_partition(clean: Client) -> None:
         trainer.fit(PROBLEMS[0].data, client=clean)
 
 
+class Steep(nn.Module):
+    """Has a finite output whose gradient is not finite for some rows, on workers."""
+
+    def __init__(self, driver: int) -> None:
+        super().__init__()
+        self.linear, self.driver = nn.Linear(6, 3), driver
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x)
+        bad = (x[:, :1] > x[:, :1].median()) & (os.getpid() != self.driver)
+        return out + torch.where(bad, (out * 0).square().sqrt(), 0.0)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "sockets"])
+def test_gradient_that_is_not_finite_names_round_shard_and_partition(clean: Client, shared: bool) -> None:
+    trainer = dt.Trainer(Steep(os.getpid()), nn.CrossEntropyLoss(), torch.optim.SGD, observers=[])
+    with (
+        dask.config.set({"dasktrain.shared-memory": shared}),
+        pytest.raises(NonFinite, match=r"The gradient must be finite.*round 0, shard \d, with rows of partition \d"),
+    ):
+        trainer.fit(PROBLEMS[0].data, client=clean)
+
+
 class Unbuildable(nn.Linear):
     """Cannot be unpickled outside the driver."""
 

@@ -111,6 +111,20 @@ def test_what_the_run_raises_is_raised_beside_the_client(clean: Client) -> None:
         PROBLEM.trainer().fit(PROBLEM.data, client=dt.LocalWire(), driver="cluster")
 
 
+def test_figures_are_written_beside_the_client(clean: Client, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    observers = [dt.TensorBoard(tmp_path), dt.Monitor(), dt.Budget(seconds=1e9)]
+    trainer = PROBLEM.trainer(observers)
+    result = trainer.fit(PROBLEM.data, client=clean, driver="cluster", batch_size=50, epochs=2)
+    assert result.digest == PROBLEM.trainer([]).fit(PROBLEM.data, client=dt.LocalWire(), batch_size=50, epochs=2).digest
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("loss", "gradient_norm"):
+        found = [event.value for event in events.Scalars(f"round/{name}")]
+        assert found == pytest.approx([record[name] for record in result.history.rounds], rel=1e-6)
+    assert events.Tensors("ended/text_summary")[0].tensor_proto.string_val == [b"epochs"]
+
+
 def test_waiting_has_a_deadline_and_leaves_the_run_going(clean: Client) -> None:
     run = started(clean, [], **LONG)
     with pytest.raises(TimeoutError, match=run.id):
