@@ -7,7 +7,6 @@ import math
 import pickle
 import shutil
 import struct
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -247,8 +246,7 @@ class Unsettled(dt.Observer):
 def test_run_that_another_tool_watched_is_written_from_its_beginning(tool: Any, tmp_path: Path) -> None:
     url = str(tmp_path / "checkpoints")
     fit(table(), epochs=3, max_rounds=4, observers=[dt.Checkpoint(url)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it starts anew
+    with pytest.warns(UserWarning, match="it starts anew"):
         result = fit(table(), epochs=3, observers=[tool.new(every=1), dt.Checkpoint(url)], resume=url)
     [found] = tool.read()
     same(found.points, points_of(result.history))
