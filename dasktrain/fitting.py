@@ -206,10 +206,9 @@ class Fitting:
         metrics = metrics_of(trainer.metrics, prepared.encoding)
         threads = saved.threads if saved else wire.threads
         observers = sorted(trainer.observers, key=lambda observer: observer.order)
-        same = self._identity(prepared, state)
         facts = {
             "run": wire.run,
-            "identity": same,
+            "identity": (same := self._identity(prepared, state)),
             "fingerprints": prepared.fingerprints,
             "encoding": prepared.encoding.to_json(),
             "threads": threads,

@@ -42,7 +42,7 @@ def record(number: int) -> Record:
 def a_run(workers: int = 2) -> Run:
     nothing: Any = lambda: ({}, {})  # noqa: E731
     addresses = [f"tcp://{number}" for number in range(workers)]
-    return Run("r", addresses, 8, 1, 100, 7, 5, 2, None, None, Cursor(), History(), nothing)
+    return Run("r", addresses, 8, 1, 100, 7, 5, 2, None, {}, None, Cursor(), History(), nobody, nothing)
 
 
 # -- what is remembered -------------------------------------------------------------------------------------------
