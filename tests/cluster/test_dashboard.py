@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 import dasktrain as dt
 from dasktrain.dashboard.board import LINES, PREFIX, ROUNDS, RUNS, Board, Boards
 from dasktrain.errors import BadInput
-from dasktrain.observe import History, Record, Run
+from dasktrain.observe import History, Record, Run, nobody, nothing
 from dasktrain.relay import Relay
 from dasktrain.state import Cursor
 from tests.browser import CHROMIUM, browser
@@ -40,7 +40,6 @@ def record(number: int) -> Record:
 
 
 def a_run(workers: int = 2) -> Run:
-    nothing: Any = lambda: ({}, {})  # noqa: E731
     addresses = [f"tcp://{number}" for number in range(workers)]
     return Run("r", addresses, 8, 1, 100, 7, 5, 2, None, {}, None, Cursor(), History(), nobody, nothing)
 
