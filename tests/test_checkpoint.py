@@ -355,7 +355,7 @@ def test_module_that_does_not_fit_is_left_as_it_was(url: str, old: dt.Result) ->
 # -- nothing is unpickled -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["checkpoint.py", "result.py", "data/__init__.py"])
+@pytest.mark.parametrize("module", ["checkpoint.py", "stored.py", "result.py", "data/saved.py"])
 def test_loading_uses_no_pickle(module: str) -> None:
     tree = ast.parse((PACKAGE / module).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

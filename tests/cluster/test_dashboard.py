@@ -151,12 +151,13 @@ class Paused(dt.Observer):
     """Lets a run begin, and go on once it was looked at."""
 
     def __init__(self) -> None:
-        self.looked = Event()
+        self.begun, self.looked = Event(), Event()
         self.rounds = 0
 
     def round(self, record: Record) -> None:
         self.rounds += 1
         if self.rounds > 8:
+            self.begun.set()
             assert self.looked.wait(120)
 
 
@@ -167,6 +168,7 @@ def test_a_browser_sees_a_run_that_goes_on(shown: Client, tmp_path: Path) -> Non
     running = Thread(target=lambda: results.append(fit(table(), shown, **settings)))
     running.start()
     try:
+        assert paused.begun.wait(120)  # so the page is there
         with browser(tmp_path) as page:
             page.open(f"{link(shown)}/{PAGE}")
             page.wait("window.Bokeh && Bokeh.documents.length > 0")
