@@ -16,8 +16,8 @@ class Monitor(Observer):
     Parameters
     ----------
     every
-        Rounds from one that is measured to the next. A norm costs 7 ms for a million parameters: its blocks are fixed, so
-        that it is the same for any number of threads.
+        Rounds from one that is measured to the next. A norm costs 7 ms for a million parameters: its blocks are fixed,
+        so that it is the same for any number of threads.
     largest
         The run ends after a round with a larger norm; None: none is too large.
 
