@@ -16,6 +16,7 @@ CASES = (
     "language_model",
     "folds",
     "search",
+    "observers",
     "imbalance",
     "fuzz",
 )

@@ -13,6 +13,7 @@ import pytest
 import dasktrain
 
 ROOT = Path(dasktrain.__file__).parent
+MAP = (ROOT.parent / "docs" / "contributing.md").read_text()
 LEVELS = (
     ("errors", "plan", "draws", "folds", "permutation", "fleet", "messages", "touched", "events", "pace"),
     (
@@ -207,3 +208,13 @@ def test_importing_prints_nothing_and_loads_no_extra(importing: dict[str, Any]) 
     }
     assert "dasktrain" in importing["imported"]
     assert extras == set()
+
+
+# -- the map ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted({room(module) for module in MODULES} - {""}))
+def test_contributors_have_a_map_of_every_room(name: str) -> None:
+    written = ast.get_docstring(MODULES[name])
+    assert written is not None
+    assert f"| `{name}` | {written.splitlines()[0]} |" in MAP
