@@ -22,7 +22,7 @@ from distributed.cli import dask_scheduler, dask_worker
 from distributed.security import Security
 
 import dasktrain as dt
-from dasktrain.cli import main as dasktrain_main
+from dasktrain.commands import fit as dasktrain_fit
 from dasktrain.jobs import read_job
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def parsed(words: list[str]) -> dict[str, Any]:
     programs = {
         ("dask", "scheduler"): dask_scheduler.main,
         ("dask", "worker"): dask_worker.main,
-        ("dasktrain", "fit"): dasktrain_main.commands["fit"],
+        ("dasktrain", "fit"): dasktrain_fit,
     }
     found = programs[words[0], words[1]].make_context(words[1], words[2:]).params
     arguments = [found.get("scheduler") or "", *found.get("preload_argv", ())]
