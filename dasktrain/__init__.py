@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     from dasktrain.searching import SearchResult as SearchResult
     from dasktrain.searching import search as search
     from dasktrain.splitting import split as split
+    from dasktrain.strategies import DiLoCo as DiLoCo
     from dasktrain.strategies import GradientAveraging as GradientAveraging
+    from dasktrain.strategies import LocalSGD as LocalSGD
     from dasktrain.trainer import Trainer as Trainer
     from dasktrain.wire.local import LocalWire as LocalWire
 
@@ -64,6 +66,7 @@ _HOMES = {
     "Checkpoint": "dasktrain.checkpointer",
     "Compute": "dasktrain.compute",
     "Dashboard": "dasktrain.dashboard.observer",
+    "DiLoCo": "dasktrain.strategies",
     "EarlyStopping": "dasktrain.observers.early_stopping",
     "Ensemble": "dasktrain.ensemble",
     "Fold": "dasktrain.folds",
@@ -73,6 +76,7 @@ _HOMES = {
     "LanguageModel": "dasktrain.estimators",
     "LearningRates": "dasktrain.learning_rates",
     "LocalModel": "dasktrain.local",
+    "LocalSGD": "dasktrain.strategies",
     "LocalWire": "dasktrain.wire.local",
     "Log": "dasktrain.observers.log",
     "MLflow": "dasktrain.observers.mlflow",

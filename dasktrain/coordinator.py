@@ -129,12 +129,22 @@ class Coordinator:
                     return
 
     def ask(
-        self, kind: Kind, epoch: int, round: int, turn: int, state: State, dense: int | None = None, whose: str = ""
+        self,
+        kind: Kind,
+        epoch: int,
+        round: int,
+        turn: int,
+        rounds: int,
+        state: State,
+        dense: int | None = None,
+        whose: str = "",
     ) -> Partial:
         """Return the sum over all shards of one round, or of one turn of it.
 
         Parameters
         ----------
+        rounds
+            How many rounds, from this one on, each shard does by itself.
         dense
             How many of the parameters, the first, have their gradients in vectors; None: all.
         whose
@@ -156,7 +166,7 @@ class Coordinator:
             if isinstance(event, Answered | Received):
                 self._compare(event)  # to a round that is over
             self._take(event)
-        self._next = Task(self._wire.run + whose, kind, epoch, round, 0, self._fleet.shards, turn)
+        self._next = Task(self._wire.run + whose, kind, epoch, round, 0, self._fleet.shards, turn, rounds)
         try:
             return self._total(state, dense)
         except NonFinite as error:

@@ -1,5 +1,6 @@
 """The round loop: compute shards' gradients, reduce, step, broadcast."""
 
+import copy
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import torch
 from dasktrain.coordinator import Coordinator, Parts
 from dasktrain.domain import pinned
 from dasktrain.errors import WorkerLost
+from dasktrain.inner import Inner, Schedule
 from dasktrain.messages import Kind, Partial, Vector
 from dasktrain.observe import Observer, Record, Run
 from dasktrain.plan import Plan
@@ -22,12 +24,13 @@ from dasktrain.strategies import Strategy, Sums, check_weight
 
 
 class Ask(NamedTuple):
-    """A round that a run needs the total of, to go on, or a turn of it."""
+    """A round that a run needs the total of, to go on, a turn of it, or some rounds that shards do by themselves."""
 
     kind: Kind
     epoch: int
     round: int
     turn: int = 0
+    rounds: int = 1
 
 
 class _Turn(NamedTuple):
@@ -52,6 +55,8 @@ class Driver:
 
     Attributes
     ----------
+    inner : Inner or None
+        How shards step by themselves.
     saved : Saved or None
         The checkpoint to go on from.
     stop : threading.Event
@@ -67,6 +72,7 @@ class Driver:
     sums: Sums
     observers: Sequence[Observer]
     schedule_every: Literal["round", "epoch"] = "epoch"
+    inner: Inner | None = None
     saved: Saved | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -83,6 +89,9 @@ class Driver:
 
     def __post_init__(self) -> None:
         self._epoch_started = perf_counter()
+        self._schedule: Schedule | None = None
+        if self.inner is not None:
+            self._schedule = Schedule(self.inner, copy.deepcopy(self.state.module), self.plan.rounds)
         if self.saved is not None:
             self.saved.restore(self.run, self.state, self.strategy)
             self.run.cursor.ended = ""
@@ -151,26 +160,26 @@ class Driver:
 
     def _round(self) -> Asks:
         state, cursor = self.state, self.run.cursor
-        started = perf_counter()
+        started, rounds = perf_counter(), self._rounds_at_once
         sums, parts, figures = yield from self._turn(0)
         for turn in range(1, len(self.players.turns)):
             found = yield from self._turn(turn)
             sums = sums + found.sums
             parts = {part: seconds + found.parts[part] for part, seconds in parts.items()}
             figures |= found.figures
-        record = self._round_record(sums, started, parts, figures)
+        record = self._round_record(sums, started, parts, figures, rounds)
         if state.scheduler and self.schedule_every == "round":
             state.scheduler.step()
         cursor.sums = sums + (0.0 if cursor.sums is None else cursor.sums)
-        cursor.round += 1
-        cursor.done += 1
+        cursor.round += rounds
+        cursor.done += rounds
         cursor.settled = True
         self._tell("round", record)
 
     def _turn(self, turn: int) -> Generator[Ask, Partial, "_Turn"]:
         """Have one player step."""
         cursor, state = self.run.cursor, self.state
-        total = yield from self._total("train", cursor.epoch, cursor.round, turn)
+        total = yield from self._total("train", cursor.epoch, cursor.round, turn, self._rounds_at_once)
         assert total.sums is not None
         for observer in self.observers:
             observer.step()
@@ -194,22 +203,32 @@ class Driver:
         self._epoch_started = perf_counter()
         self._tell("epoch", record)
 
-    def _total(self, kind: Kind, epoch: int, round: int, turn: int = 0) -> Generator[Ask, Partial, Partial]:
+    @property
+    def _rounds_at_once(self) -> int:
+        """How many rounds shards do before the next sum, which is never of two epochs."""
+        return 1 if self.inner is None else min(self.inner.steps, self.plan.rounds - self.run.cursor.round)
+
+    def _total(
+        self, kind: Kind, epoch: int, round: int, turn: int = 0, rounds: int = 1
+    ) -> Generator[Ask, Partial, Partial]:
         """Have every shard computed and reduced."""
-        total = yield Ask(kind, epoch, round, turn)
+        total = yield Ask(kind, epoch, round, turn, rounds)
         check_weight(total, self.sums, f"{kind} round {round} of epoch {epoch}")
         self.state.parameters.check(total)
         return total
 
     # -- records ------------------------------------------------------------------------------------------
 
-    def _round_record(self, sums: Vector, started: float, parts: Parts, figures: dict[str, float]) -> Record:
-        cursor = self.run.cursor
-        rows, seconds = self.plan.rows_of_round(cursor.round), perf_counter() - started
+    def _round_record(
+        self, sums: Vector, started: float, parts: Parts, figures: dict[str, float], rounds: int
+    ) -> Record:
+        cursor, seconds = self.run.cursor, perf_counter() - started
+        rows = sum(self.plan.rows_of_round(cursor.round + done) for done in range(rounds))
         record: Record = {"epoch": cursor.epoch, "round": cursor.round, "rows": rows}
+        record |= {} if self.inner is None else {"rounds": rounds}
         record |= self.sums.figures(sums, every_round=True) | figures
         record |= {
-            "learning_rate": self.state.learning_rate,
+            "learning_rate": self._learning_rate(cursor.round),
             "seconds": seconds,
             "rows_per_second": rows / seconds,
             **parts,
@@ -230,12 +249,18 @@ class Driver:
             assert total.sums is not None
             record |= {f"valid_{name}": value for name, value in self.sums.figures(total.sums).items()}
         record |= {
-            "learning_rate": self.state.learning_rate,
+            "learning_rate": self._learning_rate(cursor.round - 1),
             "seconds": seconds,
             "rows_per_second": rows / seconds,
         }
         self.run.history.append(record)
         return record
+
+    def _learning_rate(self, round: int) -> float:
+        """Return that of the first parameter group, in a round of this epoch."""
+        if self._schedule is None:
+            return self.state.learning_rate
+        return float(self._schedule.at(self.run.cursor.epoch, round)[0]["lr"])
 
     def _tell(self, hook: Literal["round", "epoch"], record: Record) -> None:
         for observer in self.observers:  # those that write checkpoints come last and see what the others wished

@@ -18,6 +18,7 @@ from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError
 from dasktrain.fleet import Fleet
 from dasktrain.folds import Fold
+from dasktrain.inner import Inner, Stepping
 from dasktrain.metrics import Metric, metrics_of
 from dasktrain.observe import History, Run
 from dasktrain.plan import Partitioning, Shuffle
@@ -121,6 +122,13 @@ class Fitting:
         """Which part of the data is set apart to validate on."""
         return self.validation if isinstance(self.validation, Fold) else None
 
+    @property
+    def inner(self) -> Inner | None:
+        """How shards step by themselves."""
+        trainer = self.trainer
+        stepping = Stepping(trainer.optimizer, trainer.scheduler, trainer.schedule_every, trainer.groups)
+        return trainer.strategy.inner(stepping)
+
     def prepare(self, wire: Wire, stop: Event) -> Training:
         """Bring the data on the wire's workers into place.
 
@@ -172,7 +180,11 @@ class Fitting:
         for batch in prepared.samples(prepared.plan.fewest_rows):
             preflight.check(module, trainer.players, metrics, trainer.strategy, prepared.plan, batch)
         groups = trainer.groups or (trainer.players.groups if trainer.players.several else None)
-        state = TrainState(module, trainer.optimizer, trainer.scheduler, groups, memory)
+        if self.inner is None:
+            state = TrainState(module, trainer.optimizer, trainer.scheduler, groups, memory)
+        else:
+            state = TrainState(module, self.inner.outer, memory=memory)
+            self.inner.check(module, state.parameters.tables, trainer.players)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if trainer.schedule_every == "round" and isinstance(state.scheduler, plateau):
             raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')
@@ -241,6 +253,7 @@ class Fitting:
             Sums(metrics, len(state.parameters.parameters), state.buffers.layout.size, trainer.players.figures),
             observers,
             trainer.schedule_every,
+            self.inner,
             saved,
             stop,
         )
@@ -255,8 +268,9 @@ class Fitting:
         )
 
     def _identity(self, prepared: Prepared, state: TrainState) -> dict[str, Any]:
-        trainer, balance = self.trainer, self.settings.balance
-        return identity(prepared.plan, state, trainer.schedule_every, trainer.compute, balance, trainer.players.turns)
+        trainer, balance, turns = self.trainer, self.settings.balance, self.trainer.players.turns
+        every, compute = trainer.schedule_every, trainer.compute
+        return identity(prepared.plan, state, every, compute, balance, turns, self.inner)
 
     def _job(self, prepared: Prepared, state: TrainState, metrics: Mapping[str, Metric], threads: int) -> Job:
         trainer = self.trainer
@@ -272,5 +286,6 @@ class Fitting:
             prepared.fingerprints,
             prepared.encoding.collate,
             trainer.compute,
+            self.inner,
             prepared.balance.synthesis,
         )

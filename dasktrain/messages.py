@@ -25,7 +25,10 @@ DTYPES = ("float32", "float64", "uint8")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Compute shards [start, stop) of one round of a run, or of one turn of it, if several players share it."""
+    """Compute shards [start, stop) of one round of a run, or of one turn of it, if several players share it.
+
+    Or of several `rounds`, which each shard does by itself, one after another.
+    """
 
     run: str
     kind: Kind
@@ -34,6 +37,7 @@ class Task:
     start: int
     stop: int
     turn: int = 0
+    rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,12 +300,12 @@ def _touched(numbers: Any, frame: Any, width: Any, dtype: Any) -> Touched:
 
 
 def _plain(task: Task) -> list[str | int]:
-    return [task.run, task.kind, task.epoch, task.round, task.start, task.stop, task.turn]
+    return [task.run, task.kind, task.epoch, task.round, task.start, task.stop, task.turn, task.rounds]
 
 
 def _task(plain: Any) -> Task:
     task = Task(*plain)
-    for number in (task.epoch, task.round, task.start, task.stop, task.turn):
+    for number in (task.epoch, task.round, task.start, task.stop, task.turn, task.rounds):
         _of(int, number)
     if _of(str, task.kind) not in get_args(Kind):
         raise ValueError(f"a task is of kind {task.kind!r}")

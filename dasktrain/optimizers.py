@@ -13,7 +13,10 @@ from dasktrain.sparse import Tables, no_rows
 
 #: optimizers that leave rows alone that no gradient touches
 OF_ROWS_ALONE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
+#: optimizers that have a fused implementation for the CPU
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 MakeOptimizer = Callable[[Any], Optimizer]
+MakeScheduler = Callable[[Optimizer], Any]
 
 
 class Optimizers(Optimizer):
@@ -90,6 +93,39 @@ def each_of(optimizer: Optimizer) -> Iterator[Optimizer]:
         yield from optimizer.optimizers.values()
     else:
         yield optimizer
+
+
+def check_optimizer(optimizer: Optimizer, trained: Iterable[nn.Parameter]) -> None:
+    """Raise ModelError if this is no optimizer of these parameters that steps once a round."""
+    if not isinstance(optimizer, Optimizer):
+        raise ModelError(
+            f"optimizer must be a callable that returns a torch optimizer, however it returned "
+            f"{type(optimizer)}; for example partial(torch.optim.AdamW, lr=1e-3)"
+        )
+    if any(isinstance(each, torch.optim.LBFGS) for each in each_of(optimizer)):
+        raise ModelError("An optimizer must step once a round, however LBFGS calls a closure; use another")
+    known = set(map(id, trained))
+    for group in optimizer.param_groups:
+        if any(id(parameter) not in known for parameter in group["params"] if parameter.requires_grad):
+            raise ModelError("Parameter groups must hold parameters of the module, however one is foreign")
+
+
+def settle(optimizer: Optimizer, tables: Iterable[nn.Parameter] = ()) -> None:
+    """Have one implementation for the whole run, and not whichever torch prefers for the device.
+
+    The fused ones pass over memory once, and give the same bits for any number of threads; they take no tables.
+    """
+    rows = set(map(id, tables))
+    for each in each_of(optimizer):
+        for group in each.param_groups:
+            if group.get("foreach") is not None or group.get("fused"):
+                continue
+            plain = type(each) in FUSED and not (group.get("differentiable") or group.get("capturable"))
+            plain = plain and not any(id(parameter) in rows for parameter in group["params"])
+            if plain and group.get("fused") is None and not isinstance(group["lr"], Tensor):
+                group["fused"] = True
+            else:
+                group["foreach"] = False
 
 
 def check_steps_rows(optimizer: Optimizer, tables: Tables) -> None:

@@ -23,6 +23,7 @@ from dasktrain.data.synthesis import Synthesis, Synthesiser
 from dasktrain.domain import canary, digest_of_bits, made_up
 from dasktrain.errors import DasktrainError, DataError
 from dasktrain.events import Domain
+from dasktrain.inner import Inner, Walk
 from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Stream, Task, Vector
 from dasktrain.metrics import Metric
 from dasktrain.objective import Objective, detached
@@ -50,6 +51,8 @@ class Job:
         Rows that are made up, for the canary: see `Replica.domain`.
     fingerprints : mapping
         Of each partition of each data set.
+    inner
+        How shards step by themselves; None: they do not.
     synthesis
         What makes up rows in place of those that the plan reads again; None: they are read again.
     """
@@ -65,6 +68,7 @@ class Job:
     fingerprints: Mapping[Kind, Sequence[str]]
     collate: Collate
     compute: Compute = field(default_factory=Compute)
+    inner: Inner | None = None
     synthesis: Synthesis | None = None
 
 
@@ -113,6 +117,9 @@ class Replica:
         self.sums = Sums(job.metrics, len(self._trainable), self._buffers.layout.size, job.players.figures)
         self._accumulator = Accumulator(self._parameters.gradient, self._parameters.vector, memory)
         self._outgoing = self._sending(send) if send is not None else None
+        self._inner = None
+        if job.inner is not None:
+            self._inner = Walk(job.inner, self._module, self._parameters, job.plans["train"].rounds)
         self._synthesiser = None
         if job.synthesis is not None:
             self._synthesiser = Synthesiser(job.synthesis, job.plans["train"], job.collate)
@@ -157,7 +164,7 @@ class Replica:
         """Gather the rows of the training round after `task`, as if the same shards will be asked for."""
         if task.kind == "train" and self.job.players.is_last(task.turn):
             rounds = self.job.plans["train"].rounds
-            epoch, round = divmod(task.epoch * rounds + task.round + 1, rounds)
+            epoch, round = divmod(task.epoch * rounds + task.round + task.rounds, rounds)
             self.stage(replace(task, epoch=epoch, round=round, turn=0))
 
     def stage(self, task: Task) -> None:
@@ -255,7 +262,7 @@ class Replica:
         self._set_mode(task.kind)
         if task == self._answered and task.kind == "train":  # a sum was not finite: whose?
             for shard in range(task.start, task.stop):
-                self._shard(task, shard, suspicious=True)
+                self._leaf(task, shard, suspicious=True)
         self._answered = task
         node = self._in_buckets if task.kind == "train" and self._outgoing is not None else self._at_once
         return tuple(node(task, *place) for place in subtrees(task.start, task.stop, self.job.plans[task.kind].shards))
@@ -275,7 +282,7 @@ class Replica:
         found = [fold(*left, partial(self._train, task), self._accumulator.add) for left in spine(start, stop)]
         lefts = [left for left in found if left is not None]
         self._outgoing.begin(task, (start, stop), lefts)
-        last = self._shard(task, stop - 1, self._outgoing.watching)
+        last = self._leaf(task, stop - 1, self._outgoing.watching)
         touched = () if last is None else last.touched
         for left in reversed(lefts):
             touched = plus_each(left.touched, touched)
@@ -293,21 +300,47 @@ class Replica:
             self._device.fill(self._parameters.vector, as_tensor(parameters))
             self._parameters.load()
         else:
-            self._parameters.adopt(parameters)
+            self._parameters.adopt(as_tensor(parameters))
 
     # -- leaves -------------------------------------------------------------------------------------------
 
     def _train(self, task: Task, shard: int, into: Sum | None) -> Sum | None:
-        """Add one shard's gradient to `into`."""
-        found = self._shard(task, shard)
+        """Add what one shard contributes to `into`."""
+        found = self._leaf(task, shard)
         return into if found is None else self._accumulator.plus(into, found)
+
+    def _leaf(self, task: Task, shard: int, watching: Watching | None = None, suspicious: bool = False) -> Sum | None:
+        """Return what one shard contributes, or only its scalars if somebody watches the gradient being computed."""
+        self._buffers.load()  # every shard starts from the round's buffers
+        if self._inner is None:
+            total = self._shard(task, shard, watching, suspicious)
+        else:
+            total = self._walked(self._inner, task, shard, suspicious)
+        if total is not None and self._buffers.layout.size:
+            changes = torch.from_numpy(total.scalars[self.sums.layout.places["buffers"]])
+            self._buffers.changes(changes, int(total.scalars[self.sums.layout.places["rows"]].item()))
+        return total
+
+    def _walked(self, walk: Walk, task: Task, shard: int, suspicious: bool) -> Sum | None:
+        """Return how far a shard comes by itself."""
+        scalars: np.ndarray | None = None
+        walk.begin()
+        for round, rates in enumerate(walk.rates(task.epoch, task.round, task.rounds), start=task.round):
+            found = self._shard(replace(task, round=round, rounds=1), shard, suspicious=suspicious)
+            if found is not None:
+                view = self.sums.layout.views(found.scalars)
+                if weight := float(view["weight"].sum()):
+                    walk.step(found, weight, view["used"].tolist(), rates)
+                self._accumulator.free(found)
+                scalars = found.scalars if scalars is None else scalars + found.scalars
+        come = walk.end(0.0 if scalars is None else float(self.sums.layout.views(scalars)["weight"].sum()))
+        return None if scalars is None else Sum(come, scalars)
 
     def _shard(self, task: Task, shard: int, watching: Watching | None = None, suspicious: bool = False) -> Sum | None:
         """Return one shard's gradient, or only its scalars if somebody watches the gradient being computed."""
         rows, batch = self._at_hand(task, shard)
         if batch is None:
             return None
-        self._buffers.load()  # every shard starts from the round's buffers
         turns = len(self.job.players.turns)
         self._device.seed(shard_seed(self.job.seed, task.epoch, task.round * turns + task.turn, shard))
         total: Sum | None = None
@@ -325,9 +358,6 @@ class Replica:
         check_scalars(self.sums, total.scalars, where, rows)
         if suspicious:
             check_gradient(total, where, rows)
-        if self._buffers.layout.size:
-            changes = torch.from_numpy(total.scalars[self.sums.layout.places["buffers"]])
-            self._buffers.changes(changes, batch.rows)
         return total
 
     def _at_hand(self, task: Task, shard: int) -> tuple[Rows, Batch | None]:

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dasktrain.buffers import FlatBuffers
-from dasktrain.errors import ModelError
 from dasktrain.messages import State, Table
-from dasktrain.optimizers import MakeOptimizer, check_steps_rows, each_of, steps_rows_alone
+from dasktrain.optimizers import (
+    MakeOptimizer,
+    MakeScheduler,
+    check_optimizer,
+    check_steps_rows,
+    settle,
+    steps_rows_alone,
+)
 from dasktrain.sparse import Changed, no_rows
 from dasktrain.touched import Touched
 from dasktrain.vector import FlatParameters, Memory, plain_memory, trainable
-
-MakeScheduler = Callable[[Optimizer], Any]
-
-#: optimizers that have a fused implementation for the CPU
-FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 #: parameters from which on a step takes longer than waking threads, which then spin for a while
 LARGE = 1 << 19
@@ -96,7 +97,10 @@ class TrainState:
         self.buffers = FlatBuffers(module, memory)
         self._changed = Changed(self.parameters.tables)
         self.optimizer = make_optimizer(list(groups(module)) if groups else self._groups())
-        self._check_optimizer()
+        check_optimizer(self.optimizer, self.parameters.parameters.values())
+        settle(self.optimizer, self.parameters.tables.values())
+        if self.parameters.tables:
+            check_steps_rows(self.optimizer, self.parameters.tables)
         self._rows_alone = steps_rows_alone(self.optimizer, self.parameters.tables)
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
 
@@ -108,39 +112,6 @@ class TrainState:
             return others
         parts = ("dense", others), ("sparse", tables)
         return [{"params": part, "optimizer": name} for name, part in parts if part]
-
-    def _check_optimizer(self) -> None:
-        if not isinstance(self.optimizer, Optimizer):
-            raise ModelError(
-                f"optimizer must be a callable that returns a torch optimizer, however it returned "
-                f"{type(self.optimizer)}; for example partial(torch.optim.AdamW, lr=1e-3)"
-            )
-        if any(isinstance(each, torch.optim.LBFGS) for each in each_of(self.optimizer)):
-            raise ModelError("An optimizer must step once a round, however LBFGS calls a closure; use another")
-        trained = {id(parameter) for parameter in self.parameters.parameters.values()}
-        for group in self.optimizer.param_groups:
-            if any(id(parameter) not in trained for parameter in group["params"] if parameter.requires_grad):
-                raise ModelError("Parameter groups must hold parameters of the module, however one is foreign")
-        for optimizer in each_of(self.optimizer):
-            for group in optimizer.param_groups:
-                self._settle_implementation(type(optimizer), group)
-        if self.parameters.tables:
-            check_steps_rows(self.optimizer, self.parameters.tables)
-
-    def _settle_implementation(self, kind: type[Optimizer], group: dict[str, Any]) -> None:
-        """Have one implementation for the whole run, and not whichever torch prefers for the device.
-
-        The fused ones pass over memory once, and give the same bits for any number of threads; they take no tables.
-        """
-        if group.get("foreach") is not None or group.get("fused"):
-            return
-        tables = {id(table) for table in self.parameters.tables.values()}
-        plain = kind in FUSED and not (group.get("differentiable") or group.get("capturable"))
-        plain = plain and not any(id(parameter) in tables for parameter in group["params"])
-        if plain and group.get("fused") is None and not isinstance(group["lr"], Tensor):
-            group["fused"] = True
-        else:
-            group["foreach"] = False
 
     def threads(self, pinned: int) -> int:
         """Return how many threads to step with: as many as torch has if they are worth it and change no bits."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dasktrain.errors import BadInput, NonFinite
+from dasktrain.inner import Inner, Stepping
 from dasktrain.messages import Partial
 from dasktrain.metrics import Metric, figures_of
+from dasktrain.norms import clip
+from dasktrain.optimizers import MakeOptimizer
 from dasktrain.sparse import as_gradient
 from dasktrain.state import TrainState
 from dasktrain.vector import Layout, as_tensor
-
-#: elements summed at a time in a norm; fixed, since another cut would round differently
-NORM_BLOCK = 4096
 
 
 class Strategy(Protocol):
@@ -29,6 +30,9 @@ class Strategy(Protocol):
 
     def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         """Return one tensor a parameter, sparse ones for tables, or None where it took no part."""
+
+    def inner(self, stepping: Stepping) -> Inner | None:
+        """Return the steps that a shard takes by itself; None if what it contributes is summed as it is."""
 
     def apply(self, state: TrainState, total: Partial, sums: "Sums") -> dict[str, float]:
         """Step the state of record; return figures for the history."""
@@ -95,8 +99,7 @@ class GradientAveraging:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise BadInput(f"clip_norm must be positive, however it is {self.clip_norm}; use None not to clip")
+        _check_clip_norm(self.clip_norm)
 
     @property
     def is_gradient(self) -> bool:
@@ -105,34 +108,14 @@ class GradientAveraging:
 
     def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         """Return the gradient of the sum of losses for each parameter."""
-        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+        return gradient_of(loss, parameters)
+
+    def inner(self, stepping: Stepping) -> None:
+        """Return nothing: the driver alone steps."""
 
     def apply(self, state: TrainState, total: Partial, sums: Sums) -> dict[str, float]:
         """Divide once by the exact sum of weights, clip, step, and add the buffers' mean change over rows."""
-        assert total.vector is not None
-        assert total.sums is not None
-        view = sums.layout.views(total.sums)
-        gradient = torch.from_numpy(total.vector if total.vector.flags.writeable else total.vector.copy())
-        values = [torch.tensor(each.values) for each in total.touched]
-        for part in (gradient, *values):
-            part.div_(float(view["weight"].sum()))
-        figures: dict[str, float] = {}
-        if self.clip_norm is not None:
-            norm = canonical_norm(gradient, *values)
-            figures["gradient_norm"] = norm
-            if norm > self.clip_norm:
-                for part in (gradient, *values):
-                    part.mul_(self.clip_norm / norm)
-        parameters = state.parameters
-        rows = zip(total.touched, values, parameters.tables.values(), strict=True)
-        sparse = [as_gradient(each.rows, part, table.shape) for each, part, table in rows]
-        gradients = [*parameters.views_of(gradient), *sparse]
-        for parameter, part, used in zip(parameters.parameters.values(), gradients, view["used"].tolist(), strict=True):
-            parameter.grad = part.to(parameter.dtype) if used else None
-        state.step(total.touched)
-        if state.buffers.layout.size:
-            state.buffers.add(as_tensor(view["buffers"]) / float(view["rows"]))
-        return figures
+        return step_by_mean(state, total, sums, self.clip_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: a round does not depend on those before it."""
@@ -140,6 +123,116 @@ class GradientAveraging:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember nothing."""
+
+
+@dataclass(frozen=True)
+class LocalSGD:
+    """Have each shard step by itself for some rounds, and then average parameters by weights of rows.
+
+    A sum crosses the network once in `steps` rounds. The Trainer's optimizer, scheduler and groups are those of a
+    shard: it begins every stretch of `steps` rounds (a shorter one ends an epoch) from the parameters that all have in
+    common, with an optimizer that knows nothing yet, and steps by the mean gradient of its own rows of each round. What
+    a worker holds is so never needed by another, and the bits are the same for any number of workers. One record of
+    the history is of one stretch; a run that `max_rounds` ends, ends with the stretch that round is in.
+
+    With one step and plain SGD this is :class:`GradientAveraging`, but for rounding. (Stich, 2019, "Local SGD Converges
+    Fast and Communicates Little", arXiv 1805.09767; McMahan et al., 2017, arXiv 1602.05629.)
+
+    Parameters
+    ----------
+    steps
+        Rounds that a shard does by itself.
+    clip_norm
+        Largest Euclidean norm of a shard's own gradient; None: as it is.
+    """
+
+    steps: int
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_clip_norm(self.clip_norm)
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise BadInput(f"steps must be a whole number and at least 1, however it is {self.steps}")
+
+    @property
+    def is_gradient(self) -> bool:
+        """It is not: it is how far a shard has come."""
+        return False
+
+    def contribute(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+        """Return the gradient of the sum of losses for each parameter, which a shard steps by itself."""
+        return gradient_of(loss, parameters)
+
+    def inner(self, stepping: Stepping) -> Inner:
+        """Return how a shard steps; to the driver's one step of size 1, from where all were, averages."""
+        return Inner(stepping, self.steps, partial(torch.optim.SGD, lr=1.0), self.clip_norm)
+
+    def apply(self, state: TrainState, total: Partial, sums: Sums) -> dict[str, float]:
+        """Divide how far shards have come by the exact sum of weights, and step."""
+        return step_by_mean(state, total, sums)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the driver's optimizer is in the state of record, those of shards start anew."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember nothing."""
+
+
+@dataclass(frozen=True)
+class DiLoCo(LocalSGD):
+    """Have each shard step by itself for some rounds, and then step by the mean of how far they have come.
+
+    As :class:`LocalSGD`, with an outer optimizer that is given the mean as a gradient. What a shard does is best left
+    to AdamW. (Douillard et al., 2023, "DiLoCo: Distributed Low-Communication Training of Language Models", arXiv
+    2311.08105. There a worker's AdamW keeps its moments; here they start anew in every stretch, so that neither a
+    worker's death nor another number of them changes a bit, and no more than the parameters crosses the network.)
+
+    Parameters
+    ----------
+    outer
+        Makes the driver's optimizer, which is part of digest and checkpoints. None: SGD with Nesterov momentum, as in
+        the paper, ``partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)``.
+    """
+
+    outer: MakeOptimizer | None = None
+
+    def inner(self, stepping: Stepping) -> Inner:
+        """Return how a shard steps, and the driver."""
+        nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
+        return Inner(stepping, self.steps, self.outer or nesterov, self.clip_norm)
+
+
+def gradient_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """Return the gradient for each parameter, None where it takes no part."""
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+def step_by_mean(state: TrainState, total: Partial, sums: Sums, clip_norm: float | None = None) -> dict[str, float]:
+    """Divide once by the exact sum of weights, clip, step, and add the buffers' mean change over rows."""
+    assert total.vector is not None
+    assert total.sums is not None
+    view = sums.layout.views(total.sums)
+    gradient = torch.from_numpy(total.vector if total.vector.flags.writeable else total.vector.copy())
+    values = [torch.tensor(each.values) for each in total.touched]
+    for part in (gradient, *values):
+        part.div_(float(view["weight"].sum()))
+    figures = {} if clip_norm is None else {"gradient_norm": clip(clip_norm, gradient, *values)}
+    parameters = state.parameters
+    rows = zip(total.touched, values, parameters.tables.values(), strict=True)
+    sparse = [as_gradient(each.rows, part, table.shape) for each, part, table in rows]
+    gradients = [*parameters.views_of(gradient), *sparse]
+    for parameter, part, used in zip(parameters.parameters.values(), gradients, view["used"].tolist(), strict=True):
+        parameter.grad = part.to(parameter.dtype) if used else None
+    state.step(total.touched)
+    if state.buffers.layout.size:
+        state.buffers.add(as_tensor(view["buffers"]) / float(view["rows"]))
+    return figures
+
+
+def _check_clip_norm(clip_norm: float | None) -> None:
+    if clip_norm is not None and not clip_norm > 0:
+        raise BadInput(f"clip_norm must be positive, however it is {clip_norm}; use None not to clip")
 
 
 def contributed(
@@ -156,16 +249,6 @@ def check_weight(total: Partial, sums: Sums, where: str) -> None:
     """Raise NonFinite if there is nothing to divide by."""
     if total.sums is None or not float(sums.layout.views(total.sums)["weight"].sum()) > 0:
         raise NonFinite(f"Weights must add up to more than zero, however in {where} they do not; drop such rows")
-
-
-def canonical_norm(*parts: Tensor) -> float:
-    """Return the Euclidean norm of all numbers of some tensors, the same bits for any number of threads.
-
-    Squares are summed in float64 over fixed blocks, and the blocks' sums are added exactly (math.fsum).
-    """
-    blocks = (block for part in parts for block in torch.split(part.flatten(), NORM_BLOCK))
-    squares = [float(block.double().square().sum()) for block in blocks]
-    return math.sqrt(math.fsum(squares))
 
 
 def _ratio(value: float, weight: float) -> float:

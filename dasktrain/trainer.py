@@ -21,13 +21,12 @@ from dasktrain.folds import Fold
 from dasktrain.objective import Measure
 from dasktrain.observe import PARTS, Observer
 from dasktrain.observers.progress import Progress
-from dasktrain.optimizers import MakeOptimizer, Optimizers
+from dasktrain.optimizers import MakeOptimizer, MakeScheduler, Optimizers
 from dasktrain.plan import Partitioning, Shuffle
 from dasktrain.players import Players
 from dasktrain.remote import launch, obeying
 from dasktrain.result import Result
 from dasktrain.shipping import check_shipped, shipped
-from dasktrain.state import MakeScheduler
 from dasktrain.strategies import GradientAveraging, Strategy
 from dasktrain.wire import Wire
 from dasktrain.wire.dask import DaskWire
@@ -72,7 +71,8 @@ class Trainer:
     observers
         Who watches, in order; the history is kept in any case.
     strategy
-        What is made of gradients; ``GradientAveraging(clip_norm=1.0)`` clips them.
+        What is made of gradients; ``GradientAveraging(clip_norm=1.0)`` clips them. :class:`dasktrain.LocalSGD` and
+        :class:`dasktrain.DiLoCo` send a sum once in many rounds.
     scheduler
         Called with the optimizer, for example ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``.
         ReduceLROnPlateau is given ``valid_loss``, or ``loss`` without validation data.

@@ -131,10 +131,10 @@ class FlatParameters:
         """Have parameters lie in another vector (size,) of this one's dtype, with the values they have."""
         self._bind(vector, copy=True)
 
-    def adopt(self, values: np.ndarray) -> None:
-        """Have parameters be what lies in an array (size,) of the vector's dtype, as long as it lies there."""
-        if values.__array_interface__["data"][0] != self.vector.data_ptr():
-            self._bind(as_tensor(values), copy=False)
+    def adopt(self, values: Tensor) -> None:
+        """Have parameters be what lies in a vector (size,) of this one's dtype, as long as it lies there."""
+        if values.data_ptr() != self.vector.data_ptr():
+            self._bind(values, copy=False)
         self.load()
 
     def load(self) -> None:

@@ -83,21 +83,10 @@ def trained_digest(
         weights = torch.tensor([float(weight)], dtype=torch.float64)
         return [weights, used, *gradients, *(change * len(rows) for change in changes)]
 
-    def node(start: int, stop: int) -> list[Tensor] | None:
-        if stop - start == 1:
-            return shard(start)
-        half = 1
-        while half * 2 < stop - start:
-            half *= 2
-        left, right = node(start, start + half), node(start + half, stop)
-        if left is None or right is None:
-            return right if left is None else left
-        return [_once(one + other) for one, other in zip(left, right, strict=True)]
-
     for epoch in range(epochs):  # noqa: B007 - shard() reads it
         for round in range(plan.rounds):
             before = [buffer.clone() for buffer in buffers]
-            total = node(0, shards)
+            total = tree_sum(shard, 0, shards)
             assert total is not None
             weights, used, *sums = total
             rows = float(plan.rows_of_round(round))
@@ -109,6 +98,19 @@ def trained_digest(
                 buffer.copy_(value.double() + change / rows)
     kept = SimpleNamespace(state={key: value for optimizer in optimizers for key, value in optimizer.state.items()})
     return digest(model, kept)
+
+
+def tree_sum(leaf: Callable[[int], list[Tensor] | None], start: int, stop: int) -> list[Tensor] | None:
+    """Add what shards contribute, tensor by tensor, in the order of the canonical tree; None is nothing."""
+    if stop - start == 1:
+        return leaf(start)
+    half = 1
+    while half * 2 < stop - start:
+        half *= 2
+    left, right = tree_sum(leaf, start, start + half), tree_sum(leaf, start + half, stop)
+    if left is None or right is None:
+        return right if left is None else left
+    return [_once(one + other) for one, other in zip(left, right, strict=True)]
 
 
 def _once(gradient: Tensor) -> Tensor:

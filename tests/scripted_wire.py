@@ -128,4 +128,4 @@ class Running:
 
     def ask(self, round: int = 0, kind: Any = "train") -> Partial:
         with self.wire.clock.ticking():
-            return self.coordinator.ask(kind, 0, round, 0, STATE)
+            return self.coordinator.ask(kind, 0, round, 0, 1, STATE)

@@ -19,6 +19,8 @@ LEVELS = (
     (
         "replica",
         "strategies",
+        "inner",
+        "norms",
         "reduce",
         "vector",
         "sparse",

@@ -18,7 +18,8 @@ from dasktrain.messages import Partial
 from dasktrain.metrics import Mean
 from dasktrain.objective import accuracy
 from dasktrain.state import TrainState
-from dasktrain.strategies import NORM_BLOCK, GradientAveraging, Sums, canonical_norm, check_weight
+from dasktrain.norms import NORM_BLOCK, canonical_norm
+from dasktrain.strategies import GradientAveraging, Sums, check_weight
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01, foreach=False),

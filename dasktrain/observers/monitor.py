@@ -2,7 +2,7 @@
 
 from dasktrain.errors import BadInput
 from dasktrain.observe import Observer, Record, Run
-from dasktrain.strategies import canonical_norm
+from dasktrain.norms import canonical_norm
 
 
 class Monitor(Observer):

@@ -17,6 +17,8 @@ from tests.small import fit, table
 STRATEGIES: dict[str, Any] = {
     "averaging": dt.GradientAveraging,
     "clipped": lambda: dt.GradientAveraging(clip_norm=0.05),
+    "local": lambda: dt.LocalSGD(steps=3),
+    "diloco": lambda: dt.DiLoCo(steps=2, clip_norm=1.0),
 }
 SETTINGS: dict[str, Any] = {"epochs": 2, "shards": 4, "batch_size": 23}
 

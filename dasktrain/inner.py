@@ -1,0 +1,184 @@
+"""The optimizer steps that a shard takes by itself between two sums."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dasktrain.accumulate import Sum, parts
+from dasktrain.errors import BadInput, ModelError
+from dasktrain.norms import clip
+from dasktrain.optimizers import MakeOptimizer, MakeScheduler, check_optimizer, settle
+from dasktrain.players import Players
+from dasktrain.vector import FlatParameters, trainable
+
+#: what each parameter group steps with, but for its parameters
+Rates = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """How parameters are stepped, as a Trainer was told."""
+
+    optimizer: MakeOptimizer
+    scheduler: MakeScheduler | None = None
+    schedule_every: Literal["round", "epoch"] = "epoch"
+    groups: Callable[[nn.Module], Iterable[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Inner:
+    """How a shard steps by itself, and how the driver steps with what has come of it.
+
+    Attributes
+    ----------
+    stepping : Stepping
+        Of a shard's own parameters.
+    steps : int
+        How many rounds a shard does before it is heard of; fewer at the end of an epoch.
+    outer
+        Makes the optimizer of the driver, whose gradient is how far shards have come, the other way round.
+    clip_norm : float or None
+        Largest norm of a shard's own gradient.
+    """
+
+    stepping: Stepping
+    steps: int
+    outer: MakeOptimizer
+    clip_norm: float | None = None
+
+    def made(self, module: nn.Module) -> Optimizer:
+        """Return an optimizer that knows nothing yet.
+
+        Raises
+        ------
+        ModelError
+            It is none that can step a shard.
+        """
+        parameters, groups = trainable(module), self.stepping.groups
+        optimizer = self.stepping.optimizer(list(groups(module)) if groups else list(parameters.values()))
+        check_optimizer(optimizer, parameters.values())
+        settle(optimizer)
+        return optimizer
+
+    def check(self, module: nn.Module, tables: Iterable[str], players: Players) -> None:
+        """Raise an error if shards cannot step this module so."""
+        if players.several:
+            raise BadInput(
+                f"One player must step the whole model where shards step by themselves, however there are "
+                f"{list(players.losses)}; use strategy=dt.GradientAveraging()"
+            )
+        if named := ", ".join(tables):
+            raise ModelError(
+                f"Parameters must be dense where shards step by themselves, however {named} is sparse; "
+                "use sparse=False, or strategy=dt.GradientAveraging()"
+            )
+        make, optimizer = self.stepping.scheduler, self.made(module)
+        if make and isinstance(make(optimizer), torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise BadInput(
+                "A schedule must follow from the round alone where shards step by themselves, however it is "
+                "ReduceLROnPlateau; use another"
+            )
+
+    def __str__(self) -> str:
+        named = getattr(self.stepping.optimizer, "func", self.stepping.optimizer)
+        return f"{self.steps} steps of {getattr(named, '__name__', named)}"
+
+
+class Schedule:
+    """What an inner optimizer steps with in each round, whoever asks and in whatever order.
+
+    Parameters
+    ----------
+    inner
+        What makes optimizer and scheduler.
+    module
+        Without gradients. It is not stepped.
+    rounds
+        Of an epoch.
+    """
+
+    def __init__(self, inner: Inner, module: nn.Module, rounds: int) -> None:
+        self._inner, self._module, self._rounds = inner, module, rounds
+        self._begin()
+
+    def _begin(self) -> None:
+        self._optimizer, self._taken = self._inner.made(self._module), 0
+        make = self._inner.stepping.scheduler
+        self._scheduler = make(self._optimizer) if make else None
+        self._optimizer.step()  # without gradients, which does nothing: schedulers warn if none has been taken
+
+    def at(self, epoch: int, round: int) -> Rates:
+        """Return what a round steps with."""
+        if self._scheduler is not None:
+            wanted = epoch if self._inner.stepping.schedule_every == "epoch" else epoch * self._rounds + round
+            if wanted < self._taken:
+                self._begin()
+            for _ in range(self._taken, wanted):
+                self._scheduler.step()
+            self._taken = wanted
+        groups = self._optimizer.param_groups
+        return [{name: value for name, value in group.items() if name != "params"} for group in groups]
+
+
+class Walk:
+    """A shard's own way, from the parameters that all have in common.
+
+    Its optimizer starts anew each time: what a shard contributes is then a function of those parameters and of its rows,
+    wherever it is computed, and nothing is lost with a worker.
+
+    Parameters
+    ----------
+    inner
+        How it steps.
+    module
+        Whose parameters are `parameters`.
+    rounds
+        Of an epoch.
+    """
+
+    def __init__(self, inner: Inner, module: nn.Module, parameters: FlatParameters, rounds: int) -> None:
+        self._inner, self._module, self._parameters = inner, module, parameters
+        self._schedule, self._stretch = Schedule(inner, module, rounds), (-1, -1, 0)
+        self._rates: list[Rates] = []
+        self._own = torch.empty_like(parameters.vector)  # where it goes; what all have may be memory that is read only
+
+    def rates(self, epoch: int, round: int, rounds: int) -> list[Rates]:
+        """Return what each of some rounds steps with; shards ask for the same ones, one after another."""
+        if self._stretch != (epoch, round, rounds):
+            self._stretch = epoch, round, rounds
+            self._rates = [self._schedule.at(epoch, each) for each in range(round, round + rounds)]
+        return self._rates
+
+    def begin(self) -> None:
+        """Start where all are."""
+        self._start = self._parameters.vector
+        self._own.copy_(self._start)
+        self._parameters.adopt(self._own)
+        self._optimizer = self._inner.made(self._module)
+
+    def step(self, found: Sum, weight: float, used: Sequence[float], rates: Rates) -> None:
+        """Step by the gradient of a sum of losses over rows of some weight."""
+        assert found.gradients is not None
+        for group, now in zip(self._optimizer.param_groups, rates, strict=True):
+            group.update(now)
+        named = zip(self._parameters.parameters.values(), parts(found.gradients), used, strict=True)
+        for parameter, gradient, takes_part in named:
+            whole = gradient is not None and takes_part
+            parameter.grad = (gradient / weight).to(parameter.dtype) if whole and gradient is not None else None
+        if self._inner.clip_norm is not None:
+            own = [each.grad for each in self._parameters.parameters.values() if each.grad is not None]
+            clip(self._inner.clip_norm, *own)
+        self._optimizer.step()
+        self._parameters.store()
+
+    def end(self, weight: float) -> list[Tensor]:
+        """Go back to where all are; return how far each parameter had come, the other way round, times a weight."""
+        come = (self._start - self._own).mul_(weight)
+        for parameter in self._parameters.parameters.values():
+            parameter.grad = None
+        self._parameters.adopt(self._start)
+        return list(self._parameters.layout.views(come).values())
