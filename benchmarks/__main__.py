@@ -18,6 +18,7 @@ CASES = (
     "search",
     "observers",
     "imbalance",
+    "few_bytes",
     "fuzz",
 )
 

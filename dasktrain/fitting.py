@@ -19,6 +19,7 @@ from dasktrain.errors import BadInput, ModelError
 from dasktrain.fleet import Fleet
 from dasktrain.folds import Fold
 from dasktrain.inner import Inner, Stepping
+from dasktrain.keras_module import adapted
 from dasktrain.metrics import Metric, metrics_of
 from dasktrain.observe import History, Run
 from dasktrain.plan import Partitioning, Shuffle
@@ -192,17 +193,17 @@ class Fitting:
 
     def _module(self, schema: Schema) -> nn.Module:
         trainer = self.trainer
-        module: Any = trainer.model
+        module: Any = adapted(trainer.model)
         if not isinstance(module, nn.Module):
             with pinned(torch.get_num_threads()):
                 torch.manual_seed(self.settings.seed)
-                module = trainer.model(schema)
+                module = adapted(trainer.model(schema))
         if not isinstance(module, nn.Module):
             raise ModelError(f"model(schema) must return a module, however it returned {type(module)}")
         named = {f"metric {name!r}": metric for name, metric in trainer.metrics.items()}
         losses = {f"the loss {name}".strip(): loss for name, loss in trainer.players.losses.items()}
         check_ships(module, **losses, **named)  # before copying, which fails without naming a part
-        return copy.deepcopy(module) if module is trainer.model else module
+        return copy.deepcopy(module) if isinstance(trainer.model, nn.Module) else module
 
     def training(
         self,

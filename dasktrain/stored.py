@@ -10,6 +10,7 @@ from dasktrain.checkpoint import load_state
 from dasktrain.data.saved import encoding_from_json
 from dasktrain.data.source import Encoding, Schema
 from dasktrain.errors import BadInput, ModelError
+from dasktrain.keras_module import adapted
 from dasktrain.state import digest_of
 
 
@@ -59,7 +60,8 @@ class Stored:
         ModelError
             It has others than were saved.
         """
-        module = model if isinstance(model, nn.Module) else _built(model, schema)
+        module = adapted(model)
+        module = module if isinstance(module, nn.Module) else _built(model, schema)
         _fill(module, self.tensors)
         return module.eval()
 
@@ -70,7 +72,7 @@ def not_saved(url: str, error: Exception) -> BadInput:
 
 
 def _built(model: Any, schema: Schema) -> nn.Module:
-    module = model(schema)
+    module = adapted(model(schema))
     if not isinstance(module, nn.Module):
         raise ModelError(f"model(schema) must return a module, however it returned {type(module)}")
     return module

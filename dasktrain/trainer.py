@@ -18,6 +18,7 @@ from dasktrain.data.source import Schema, Source
 from dasktrain.errors import BadInput, known_keywords
 from dasktrain.fitting import Determinism, Fitting, Settings
 from dasktrain.folds import Fold
+from dasktrain.keras_module import adapted_loss
 from dasktrain.objective import Measure
 from dasktrain.observe import PARTS, Observer
 from dasktrain.observers.progress import Progress
@@ -49,7 +50,8 @@ class Trainer:
     ----------
     model
         A module (copied, yours is left alone), or a callable given the data's :class:`Schema` that returns
-        one; it is called with torch seeded by the run's seed. The module is called with the data's inputs in
+        one; it is called with torch seeded by the run's seed. Keras 3 models of the torch backend are trained as they
+        are, with a loss of torch or of Keras. The module is called with the data's inputs in
         order: ``model(numeric)``, ``model(categorical)`` or ``model(numeric, categorical)`` for a Table,
         ``model(X)`` for Arrays; :func:`dasktrain.Text` and :class:`dasktrain.Records` say how theirs is.
     loss
@@ -122,7 +124,7 @@ class Trainer:
     ) -> None:
         if schedule_every not in ("round", "epoch"):
             raise BadInput(f'schedule_every must be "round" or "epoch", however it is {schedule_every!r}')
-        self.players = Players.of(loss, turns)
+        self.players = Players.of(adapted_loss(loss), turns)
         for name, value in (("model", model), *_each("loss", loss), *_each("optimizer", optimizer)):
             if not callable(value):
                 raise BadInput(f"{name} must be callable, however it is {type(value)}")

@@ -20,6 +20,7 @@ LEVELS = (
         "replica",
         "strategies",
         "inner",
+        "keras_module",
         "norms",
         "reduce",
         "vector",

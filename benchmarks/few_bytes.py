@@ -1,0 +1,104 @@
+"""A language model trained with a sum a round, and with one in a hundred: bytes that cross, and loss on held-out text.
+
+The same model, rows, optimizer and number of tokens. Bytes are those of the loopback interface while rounds go on, by
+two workers that share no memory with the driver; Dask's own messages are among them.
+"""
+
+import sysconfig
+from argparse import ArgumentParser
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.bag as db
+import psutil
+import torch
+from dask.distributed import Client, LocalCluster
+
+import dasktrain as dt
+from benchmarks.measure import write
+from dasktrain.models import Decoder
+
+CONTEXT, BATCH, VOCABULARY, WORKERS, ROUNDS, STEPS = 64, 32, 259, 2, 2000, 100
+WARMUP = 100
+adamw = partial(torch.optim.AdamW, lr=3e-3)
+
+
+def rate(rounds: int, round: int) -> float:
+    """Return the learning rate's factor: it rises for some rounds and falls to a tenth."""
+    return min(1.0, (round + 1) / WARMUP) * (1 - 0.9 * round / rounds)
+
+
+class Meter(dt.Observer):
+    """Reads what has crossed the loopback interface when rounds begin and when they are over."""
+
+    def start(self, run: Any) -> None:
+        self.run, self.read = run, [self._bytes()]
+
+    def round(self, record: dict[str, Any]) -> None:
+        self.read.append(self._bytes())
+
+    def _bytes(self) -> int:
+        return int(psutil.net_io_counters(pernic=True)["lo"].bytes_sent)
+
+
+def documents(held_out: bool) -> list[str]:
+    """Return some of the standard library's sources."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return [path.read_text(errors="replace") for number, path in enumerate(files) if (number % 10 == 0) == held_out]
+
+
+def trained(client: Client, strategy: Any, rounds: int) -> dict[str, float]:
+    """Train, and return figures."""
+    torch.manual_seed(0)
+    meter = Meter()
+    trainer = dt.Trainer(
+        Decoder(VOCABULARY, layers=2, width=128, heads=4, context=CONTEXT),
+        dt.text.cross_entropy,
+        adamw,
+        scheduler=partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=partial(rate, rounds)),
+        schedule_every="round",
+        strategy=strategy,
+        observers=[meter],
+    )
+    data, valid = (dt.Text(db.from_sequence(documents(held), npartitions=4), context=CONTEXT) for held in (False, True))
+    result = trainer.fit(data, batch_size=BATCH, shards=WORKERS, max_rounds=rounds, client=client)
+    rows = sum(record["rows"] for record in result.history.rounds)
+    return {
+        "bytes a row": round((meter.read[-1] - meter.read[0]) / rows, 1),
+        "loss": round(result.evaluate(valid, {"loss": dt.text.cross_entropy})["loss"], 4),
+        "rounds": sum(record.get("rounds", 1) for record in result.history.rounds),
+        "seconds": round(sum(record["seconds"] for record in result.history.rounds), 1),
+    }
+
+
+def run(rounds: int, steps: int) -> None:
+    """Measure and write."""
+    strategies = {
+        "averaging": dt.GradientAveraging(),
+        f"LocalSGD, {steps} steps": dt.LocalSGD(steps),
+        f"DiLoCo, {steps} steps": dt.DiLoCo(steps),
+    }
+    figures: dict[str, Any] = {}
+    with (
+        dask.config.set({"dasktrain.shared-memory": False}),
+        LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        for name, strategy in strategies.items():
+            figures[name] = trained(client, strategy, rounds)
+            print(name, figures[name], flush=True)
+    plain = figures["averaging"]
+    for found in figures.values():
+        found["times fewer bytes"] = round(plain["bytes a row"] / found["bytes a row"], 1)
+        found["loss, of averaging's"] = round(found["loss"] / plain["loss"], 4)
+    write("few_bytes", {"rounds": rounds, **figures, "goal": f"{steps} times fewer bytes, loss <= 1.02"})
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    given = parser.parse_args()
+    run(given.rounds, given.steps)
