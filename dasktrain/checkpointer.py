@@ -83,7 +83,7 @@ class Checkpoint(Observer):
 
     def _due(self, cursor: Cursor) -> bool:
         if self._rounds:
-            return cursor.done % self._rounds == 0
+            return cursor.done // self._rounds > self._written // self._rounds
         return bool(self._seconds) and monotonic() - self._at >= self._seconds
 
     def end(self) -> None:

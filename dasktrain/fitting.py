@@ -28,7 +28,7 @@ from dasktrain.replica import Job, Replica
 from dasktrain.result import Result
 from dasktrain.resume import Saved, capture, identity
 from dasktrain.shipping import check_ships, pack
-from dasktrain.state import Cursor, TrainState
+from dasktrain.state import Cursor, TrainState, optimizer_bytes
 from dasktrain.strategies import Sums
 from dasktrain.vector import Memory, plain_memory
 from dasktrain.wire import Wire
@@ -61,18 +61,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run takes, in bytes: parameters (one vector), buffers, the optimizer's state, the converted data."""
+    """What a run takes, in bytes: parameters (one vector), buffers, the optimizer's state, the converted data.
+
+    And the state of the optimizer that shards step with, if they step by themselves.
+    """
 
     shards: int
     parameters: int
     buffers: int
     optimizer: int
     blocks: int
+    inner: int | None = None
 
     def replica(self, workers: int) -> int:
         """Bytes of a replica: what it receives, its module, a gradient, and the sums of the tree under way."""
         levels = max(1, self.shards // workers).bit_length()
-        return (3 + levels) * self.parameters + 2 * self.buffers
+        own = 0 if self.inner is None else self.parameters + self.inner
+        return (3 + levels) * self.parameters + 2 * self.buffers + own
 
     def driver(self, workers: int) -> int:
         """Bytes on the driver: parameters, their gradient, the sums of the tree under way, the optimizer's state."""
@@ -167,6 +172,7 @@ class Fitting:
             state.buffers.vector.nbytes,
             state.optimizer_bytes(),
             int(prepared.plan.strata.sum()) * next(prepared.samples(rows)).nbytes // rows,
+            optimizer_bytes(state.module, self.inner.made(state.module)) if self.inner else None,
         )
 
     def _stage(self, text: str) -> None:

@@ -21,7 +21,7 @@ from dasktrain.optimizers import (
     settle,
     steps_rows_alone,
 )
-from dasktrain.sparse import Changed, no_rows
+from dasktrain.sparse import Changed, no_rows, tables
 from dasktrain.touched import Touched
 from dasktrain.vector import FlatParameters, Memory, plain_memory, trainable
 
@@ -145,13 +145,8 @@ class TrainState:
         return digest(self.module, self.optimizer)
 
     def optimizer_bytes(self) -> int:
-        """Bytes that the optimizer will keep, from a step that a copy takes."""
-        module, optimizer = copy.deepcopy((self.module, self.optimizer))
-        for name, parameter in trainable(module).items():
-            parameter.grad = no_rows(parameter) if name in self.parameters.tables else torch.zeros_like(parameter)
-        optimizer.step()
-        kept = (value for values in optimizer.state.values() for value in values.values())
-        return sum(value.nbytes for value in kept if isinstance(value, Tensor))
+        """Bytes that the optimizer will keep."""
+        return optimizer_bytes(self.module, self.optimizer)
 
     def snapshot(self) -> Snapshot:
         """Copy everything that training changes."""
@@ -175,6 +170,17 @@ class TrainState:
         self.optimizer.load_state_dict(snapshot.optimizer)
         if self.scheduler and snapshot.scheduler is not None:
             self.scheduler.load_state_dict(snapshot.scheduler)
+
+
+def optimizer_bytes(module: nn.Module, optimizer: Optimizer) -> int:
+    """Return the bytes that an optimizer of a module will keep, from a step that a copy takes."""
+    module, optimizer = copy.deepcopy((module, optimizer))
+    rows = tables(module)
+    for name, parameter in trainable(module).items():
+        parameter.grad = no_rows(parameter) if name in rows else torch.zeros_like(parameter)
+    optimizer.step()
+    kept = (value for values in optimizer.state.values() for value in values.values())
+    return sum(value.nbytes for value in kept if isinstance(value, Tensor))
 
 
 def named_state(module: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -40,7 +40,8 @@ class Monitor(Observer):
 
     def round(self, record: Record) -> bool:
         """Measure."""
-        if self._run.cursor.done % self.every:
+        done = self._run.cursor.done
+        if done // self.every == (done - record.get("rounds", 1)) // self.every:
             return False
         if "gradient_norm" not in record:
             record["gradient_norm"] = self._norm()

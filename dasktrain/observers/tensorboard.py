@@ -27,7 +27,7 @@ class TensorBoard(Tracker):
         Before the first round: the directory cannot be written.
     """
 
-    def __init__(self, directory: str | Path, every: int = 1) -> None:
+    def __init__(self, directory: str | Path, every: int = 10) -> None:
         super().__init__(every)
         needs("tensorboard", "tensorboard")
         self.directory = str(directory)

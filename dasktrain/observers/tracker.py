@@ -120,8 +120,8 @@ class Tracker(Observer):
     def _write(self, of: Of, record: Record) -> None:
         if self._place is None:  # nothing was kept of it in the run that is resumed
             self._open(None)
-        step = step_of(record, self._run.rounds_per_epoch)
-        if step <= self._written[of] or (of == "round" and step % self.every):
+        step, before = step_of(record, self._run.rounds_per_epoch), self._written[of]
+        if step <= before or (of == "round" and step // self.every == before // self.every):
             return
         self._written[of] = step
         try:
@@ -142,8 +142,7 @@ class Tracker(Observer):
 
 def step_of(record: Record, rounds_per_epoch: int) -> int:
     """Return how many rounds were done after a round, or with an epoch."""
-    done = record["rounds"] if "rounds" in record else record["round"] + 1
-    return int(record["epoch"] * rounds_per_epoch + done)
+    return int(record["epoch"] * rounds_per_epoch + record.get("round", 0) + record.get("rounds", 1))
 
 
 def in_order(run: Run) -> Iterator[tuple[Of, Record]]:
