@@ -19,6 +19,7 @@ CASES = (
     "observers",
     "imbalance",
     "few_bytes",
+    "many_leases",
     "fuzz",
 )
 
