@@ -17,6 +17,7 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from dask.distributed import Client, LocalCluster
 from dask.utils import parse_bytes
@@ -49,11 +50,10 @@ def write_wide(folder: Path, size: int) -> int:
 
 
 def disk_of(dask_worker: Any) -> tuple[int, int]:
-    """Return the bytes that a worker has on the disk, and has read from it so far; zeros if it may not spill."""
-    data = dask_worker.data
-    if not hasattr(data, "spilled_total"):
-        return 0, 0
-    return int(data.spilled_total.disk), int(data.cumulative_metrics["disk-read", "bytes"])
+    """Return the bytes that a worker has on the disk, 0 if it may not spill, and has read of files and sockets so far."""
+    data, counters = dask_worker.data, psutil.Process().io_counters()
+    held = int(data.spilled_total.disk) if hasattr(data, "spilled_total") else 0
+    return held, int(counters.read_chars)
 
 
 class Disk(dt.Observer):
@@ -89,7 +89,7 @@ def trained(table: Path, limit: str) -> dict[str, Any]:
             "rows/s, by epoch": [round(record["rows_per_second"]) for record in result.history],
             "largest resident sizes, MB": [round(size / 1e6) for size in client.run(peak).values()],
             "on the disk, MB": round(disk.most / 1e6),
-            "read from the disk, MB, by epoch": [round(size / 1e6) for size in np.diff(disk.read)],
+            "read of files and sockets, MB, by epoch": [round(size / 1e6) for size in np.diff(disk.read)],
             "workers restarted": len(processes.items() - client.run(os.getpid).items()),
             "digest": result.digest,
         }

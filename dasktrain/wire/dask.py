@@ -134,13 +134,14 @@ class DaskWire:
                 )
             futures.update(zip(mine, made, strict=True))
         self._blocks[kind] = [futures[number] for number in range(len(tasks))]
+        # Asked for now and first, each is read as its partition comes, and not when all of them may be on the disk.
+        fingerprints = self.client.map(attrgetter("fingerprint"), self._blocks[kind], pure=False, priority=100)
         self._await(self._blocks[kind])
         self.client.run_on_scheduler(unpin, [future.key for future in self._blocks[kind]], gone=False)
-        for future in self._blocks[kind]:
-            if future.status == "error":
-                future.result()
-        fingerprints = self.client.map(attrgetter("fingerprint"), self._blocks[kind], pure=False)
         try:
+            for future in self._blocks[kind]:
+                if future.status == "error":
+                    future.result()
             self._await(fingerprints)
             found: list[str] = self.client.gather(fingerprints)
         finally:

@@ -6,6 +6,7 @@ import socket
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass
 from queue import Empty, SimpleQueue
@@ -188,6 +189,8 @@ class _Blocks:
     """Reads partitions from this worker's memory or others', and holds on to those that were read last.
 
     Not to all of them, so that Dask can spill and move them; what is held need not be read again when it was spilled.
+    What was spilled is read where it lies: brought back to memory, it would drive out, and so have written, another that
+    is needed as soon.
     """
 
     def __init__(self, worker: Worker, keys: dict[str, list[Any]], terms: Terms) -> None:
@@ -205,11 +208,18 @@ class _Blocks:
             self._held.move_to_end(key)
             return self._held[key]
         try:
-            block = self._worker.data[key]
+            block = self._own(key)
         except KeyError:
             block = self._fetch(kind, partition, key)
         self._hold(key, block)
         return block
+
+    def _own(self, key: Any) -> Any:
+        """Return a partition that this worker has."""
+        data = self._worker.data
+        with suppress(KeyError):  # it is in memory, or was brought there meanwhile
+            return getattr(data, "disk", {})[key]
+        return data[key]
 
     def _hold(self, key: Any, block: Any) -> None:
         self._held[key] = block
@@ -221,25 +231,33 @@ class _Blocks:
         """Get a partition from whoever holds it; Dask computes one that was lost with its worker anew."""
         # Not Worker.gather: its copies are Dask's, and the active memory manager drops them within seconds.
         loop = self._worker.loop.asyncio_loop
-        fetching = asyncio.run_coroutine_threadsafe(self._from_peers(key), loop)
-        try:
-            return fetching.result(self._terms.patience)
-        except TimeoutError:
-            fetching.cancel()
+        fetching = asyncio.run_coroutine_threadsafe(self._from_peers(kind, key), loop)
+        while not wait([fetching], timeout=LOOK).done:
+            if _closing(self._worker):
+                fetching.cancel()
+                raise ConnectionAbortedError("the worker closes")
+        if (found := fetching.result()) is None:
             raise AttachError(
-                f"Every partition must be on some worker within {self._terms.patience:g} s, however partition "
-                f"{partition} of the {kind} data is on none; see whether Dask can still compute it"
-            ) from None
+                f"Every partition must be on some worker, or others must come to be, within {self._terms.patience:g} s, "
+                f"however partition {partition} of the {kind} data is on none; see whether Dask can still compute it"
+            )
+        return found
 
-    async def _from_peers(self, key: Any) -> Any:
-        while True:
+    async def _from_peers(self, kind: str, key: Any) -> Any:
+        """Return a partition as soon as a worker has it; None if Dask has brought none back for so long."""
+        deadline, most = monotonic() + self._terms.patience, 0
+        while monotonic() < deadline:
             holders = await self._worker.scheduler.who_has(keys=[key])
             if self._worker.address in holders[key] and key in self._worker.data:
-                return self._worker.data[key]
+                return self._own(key)
             data = await self._gathered(holders)
             if key in data:
                 return data[key]
+            known = await self._worker.scheduler.who_has(keys=self._keys[kind])
+            if (there := sum(map(bool, known.values()))) > most:
+                deadline, most = monotonic() + self._terms.patience, there
             await asyncio.sleep(POLL)
+        return None
 
     async def _gathered(self, holders: dict[Any, Any]) -> dict[Any, Any]:
         """Fetch from other workers; give up those that are silent, but not one that takes its time."""
