@@ -50,7 +50,7 @@ def write_wide(folder: Path, size: int) -> int:
 
 
 def disk_of(dask_worker: Any) -> tuple[int, int]:
-    """Return the bytes that a worker has on the disk, 0 if it may not spill, and has read of files and sockets so far."""
+    """Return the bytes that a worker has on the disk, and has read of files and sockets so far."""
     data, counters = dask_worker.data, psutil.Process().io_counters()
     held = int(data.spilled_total.disk) if hasattr(data, "spilled_total") else 0
     return held, int(counters.read_chars)

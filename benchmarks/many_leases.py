@@ -1,4 +1,4 @@
-"""What a round costs the driver for each lease, when there are a thousand: seconds of its thread, without the replicas'.
+"""What a round costs the driver for each of a thousand leases: seconds of its thread, without the replicas'.
 
 One replica answers for all leases of a wire in this process, which is what makes a thousand of them possible here; each
 of them has one shard. The digest must be that of a single lease that has all shards.

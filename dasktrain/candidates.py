@@ -21,7 +21,8 @@ from dasktrain.events import Domain
 from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Task, Vector
 from dasktrain.plan import Rows
 from dasktrain.reduce import subtrees
-from dasktrain.replica import Job, ReadBlocks, Replica, failure_of
+from dasktrain.replica import Job, ReadBlocks, Replica
+from dasktrain.shipping import failure_of
 from dasktrain.vector import Memory, plain_memory
 
 PAGE = 4096

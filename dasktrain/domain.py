@@ -1,8 +1,9 @@
 """The determinism domain: what torch keeps for a whole process and that changes bits, and how it is recognised."""
 
 import hashlib
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -60,6 +61,17 @@ def made_up(*shape: int, salt: int = 0) -> Tensor:
     """Return normal numbers that are the same on every machine."""
     values = np.random.Generator(np.random.Philox(salt)).standard_normal(shape)
     return torch.from_numpy(values.astype(np.float32))
+
+
+@torch.no_grad()
+def make_up(tensors: Iterable[Tensor]) -> None:
+    """Put values into parameters and buffers that are the same at a run's start and when it is resumed."""
+    block = made_up(4099)
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            numbers = block.repeat(tensor.numel() // len(block) + 1)[: tensor.numel()].reshape(tensor.shape)
+            # Matrices keep the scale of what goes through them; vectors may be variances or temperatures.
+            tensor.copy_(numbers / math.sqrt(tensor[:1].numel()) if tensor.dim() > 1 else 1 + numbers / 10)
 
 
 def digest_of_bits(tensors: list[Tensor]) -> str:

@@ -225,13 +225,8 @@ class Fitting:
         metrics = metrics_of(trainer.metrics, prepared.encoding)
         threads = saved.threads if saved else wire.threads
         observers = sorted(trainer.observers, key=lambda observer: observer.order)
-        facts = {
-            "run": wire.run,
-            "identity": (same := self._identity(prepared, state)),
-            "fingerprints": prepared.fingerprints,
-            "encoding": prepared.encoding.to_json(),
-            "threads": threads,
-        }
+        facts = self._facts(prepared, state, threads)
+        same = facts["identity"]
         run = Run(
             id=wire.run,
             workers=wire.workers,
@@ -273,6 +268,16 @@ class Fitting:
             self.settings.ship,
             self.settings.balance,
         )
+
+    def _facts(self, prepared: Prepared, state: TrainState, threads: int) -> dict[str, Any]:
+        """Return what checkpoints hold besides what changes."""
+        return {
+            "run": prepared.wire.run,
+            "identity": self._identity(prepared, state),
+            "fingerprints": prepared.fingerprints,
+            "encoding": prepared.encoding.to_json(),
+            "threads": threads,
+        }
 
     def _identity(self, prepared: Prepared, state: TrainState) -> dict[str, Any]:
         trainer, balance, turns = self.trainer, self.settings.balance, self.trainer.players.turns

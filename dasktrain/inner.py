@@ -1,19 +1,21 @@
 """The optimizer steps that a shard takes by itself between two sums."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from dasktrain.accumulate import Sum, parts
+from dasktrain.accumulate import Accumulator, Gradients, Sum, parts
 from dasktrain.errors import BadInput, ModelError
+from dasktrain.messages import Task
 from dasktrain.norms import clip
 from dasktrain.optimizers import MakeOptimizer, MakeScheduler, check_optimizer, settle
 from dasktrain.players import Players
-from dasktrain.vector import FlatParameters, trainable
+from dasktrain.vector import FlatParameters, Layout, trainable
 
 #: what each parameter group steps with, but for its parameters
 Rates = list[dict[str, Any]]
@@ -127,8 +129,8 @@ class Schedule:
 class Walk:
     """A shard's own way, from the parameters that all have in common.
 
-    Its optimizer starts anew each time: what a shard contributes is then a function of those parameters and of its rows,
-    wherever it is computed, and nothing is lost with a worker.
+    Its optimizer starts anew each time: what a shard contributes is then a function of those parameters and of its
+    rows, wherever it is computed, and nothing is lost with a worker.
 
     Parameters
     ----------
@@ -138,33 +140,68 @@ class Walk:
         Whose parameters are `parameters`.
     rounds
         Of an epoch.
+    sums
+        Of a shard's scalars.
+    accumulator
+        Whose memory gradients may lie in.
     """
 
-    def __init__(self, inner: Inner, module: nn.Module, parameters: FlatParameters, rounds: int) -> None:
+    def __init__(
+        self,
+        inner: Inner,
+        module: nn.Module,
+        parameters: FlatParameters,
+        rounds: int,
+        sums: Layout,
+        accumulator: Accumulator,
+    ) -> None:
         self._inner, self._module, self._parameters = inner, module, parameters
+        self._sums, self._accumulator = sums, accumulator
         self._schedule, self._stretch = Schedule(inner, module, rounds), (-1, -1, 0)
         self._rates: list[Rates] = []
         self._own = torch.empty_like(parameters.vector)  # where it goes; what all have may be memory that is read only
 
-    def rates(self, epoch: int, round: int, rounds: int) -> list[Rates]:
-        """Return what each of some rounds steps with; shards ask for the same ones, one after another."""
-        if self._stretch != (epoch, round, rounds):
-            self._stretch = epoch, round, rounds
-            self._rates = [self._schedule.at(epoch, each) for each in range(round, round + rounds)]
+    def over(self, task: Task, gradient: Callable[[Task], Sum | None]) -> Sum | None:
+        """Return how far a shard comes in some rounds, each of which has a gradient if the shard has rows in it.
+
+        That is a vector from where it comes to where all are, times the weight of its rows.
+        """
+        self._begin()
+        scalars: np.ndarray | None = None
+        for round, rates in enumerate(self._rates_of(task), start=task.round):
+            found = gradient(replace(task, round=round, rounds=1))
+            if found is not None:
+                self._step(found, self._sums.views(found.scalars), rates)
+                self._accumulator.free(found)
+                scalars = found.scalars if scalars is None else scalars + found.scalars
+        come = self._end()
+        return None if scalars is None else Sum(come, scalars)
+
+    def _rates_of(self, task: Task) -> list[Rates]:
+        """Return what each round steps with; shards ask for the same ones, one after another."""
+        if self._stretch != (stretch := (task.epoch, task.round, task.rounds)):
+            self._stretch = stretch
+            rounds = range(task.round, task.round + task.rounds)
+            self._rates = [self._schedule.at(task.epoch, round) for round in rounds]
         return self._rates
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Start where all are."""
         self._start = self._parameters.vector
         self._own.copy_(self._start)
         self._parameters.adopt(self._own)
-        self._optimizer = self._inner.made(self._module)
+        self._optimizer, self._weight = self._inner.made(self._module), 0.0
 
-    def step(self, found: Sum, weight: float, used: Sequence[float], rates: Rates) -> None:
-        """Step by the gradient of a sum of losses over rows of some weight."""
+    def _step(self, found: Sum, sums: Mapping[str, np.ndarray], rates: Rates) -> None:
+        """Step by the gradient of a sum of losses over rows, whose sums are in `found` and by name."""
         assert found.gradients is not None
+        weight = float(sums["weight"].sum())
+        if not weight:
+            return
+        self._weight += weight
         for group, now in zip(self._optimizer.param_groups, rates, strict=True):
             group.update(now)
+        used = sums["used"].tolist()
         named = zip(self._parameters.parameters.values(), parts(found.gradients), used, strict=True)
         for parameter, gradient, takes_part in named:
             whole = gradient is not None and takes_part
@@ -175,9 +212,9 @@ class Walk:
         self._optimizer.step()
         self._parameters.store()
 
-    def end(self, weight: float) -> list[Tensor]:
-        """Go back to where all are; return how far each parameter had come, the other way round, times a weight."""
-        come = (self._start - self._own).mul_(weight)
+    def _end(self) -> Gradients:
+        """Go back to where all are; return how far each parameter came, as `over` does."""
+        come = (self._start - self._own).mul_(self._weight)
         for parameter in self._parameters.parameters.values():
             parameter.grad = None
         self._parameters.adopt(self._start)

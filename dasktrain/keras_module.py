@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ class KerasModule(nn.Module):
     """A built Keras 3 model of the torch backend as a torch module.
 
     What Keras trains are its parameters; what it only keeps, such as the moving means of BatchNormalization, are its
-    buffers. Layers that draw, such as Dropout, draw from torch's generator, which a run seeds for every shard and round.
-    A :class:`dasktrain.Trainer` makes one of a Keras model that it is given.
+    buffers. Layers that draw, such as Dropout, draw from torch's generator, which a run seeds for every shard and
+    round. A :class:`dasktrain.Trainer` makes one of a Keras model that it is given.
 
     Parameters
     ----------
@@ -69,9 +69,11 @@ class KerasModule(nn.Module):
         import keras
 
         model = self.keras_model
-        kinds = {type(layer).__name__: type(layer) for layer in _layers(model) if _is_own(type(layer))}
+        parts = {type(part) for part in model._flatten_layers()}  # Keras has no public name for all of them
+        kinds = {part.__name__: part for part in parts if _is_own(part)}
         config = keras.saving.serialize_keras_object(model)
-        return _rebuilt, (config, kinds, model.get_weights(), self.training)
+        weights = [variable.value.detach().cpu().numpy() for variable in model.weights]
+        return _rebuilt, (config, kinds, weights, self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KerasModule":
         build, arguments = self.__reduce__()
@@ -133,12 +135,6 @@ def _check(model: Any) -> None:
             f"A Keras model must have its weights, however {model.name!r} is not built; begin it with keras.Input, or "
             "call model.build(shape)"
         )
-
-
-def _layers(model: Any) -> Iterator[Any]:
-    """Yield a model and all that it is made of."""
-    yield model
-    yield from (part for part in nn.Module.modules(model) if part is not model)
 
 
 def _is_own(kind: type) -> bool:

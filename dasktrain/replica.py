@@ -1,7 +1,5 @@
 """The module on a worker: parameters and rows in, partial sums out. A pure function of its task."""
 
-import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,8 +18,8 @@ from dasktrain.buffers import FlatBuffers
 from dasktrain.compute import Compute, Device
 from dasktrain.data.block import Batch, Block, Collate, gather, lengths
 from dasktrain.data.synthesis import Synthesis, Synthesiser
-from dasktrain.domain import canary, digest_of_bits, made_up
-from dasktrain.errors import DasktrainError, DataError
+from dasktrain.domain import canary, digest_of_bits, make_up
+from dasktrain.errors import DataError
 from dasktrain.events import Domain
 from dasktrain.inner import Inner, Walk
 from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Stream, Task, Vector
@@ -30,7 +28,7 @@ from dasktrain.objective import Objective, detached
 from dasktrain.plan import Plan, Rows, shard_seed
 from dasktrain.players import Players
 from dasktrain.reduce import fold, spine, subtrees
-from dasktrain.shipping import explained
+from dasktrain.shipping import failure_of
 from dasktrain.sparse import split
 from dasktrain.strategies import Strategy, Sums, contributed
 from dasktrain.touched import Touched, plus_each
@@ -119,7 +117,8 @@ class Replica:
         self._outgoing = self._sending(send) if send is not None else None
         self._inner = None
         if job.inner is not None:
-            self._inner = Walk(job.inner, self._module, self._parameters, job.plans["train"].rounds)
+            rounds = job.plans["train"].rounds
+            self._inner = Walk(job.inner, self._module, self._parameters, rounds, self.sums.layout, self._accumulator)
         self._synthesiser = None
         if job.synthesis is not None:
             self._synthesiser = Synthesiser(job.synthesis, job.plans["train"], job.collate)
@@ -190,7 +189,7 @@ class Replica:
         """Return the loss and gradients of made-up rows."""
         self._device.seed(self.job.seed)
         self._buffers.load()  # copies, which may be written to
-        self._make_up_values()
+        make_up([*self._trainable, *self._module.buffers()])
         self._set_mode("train")
         sample = self._device.batch(self.job.sample)
         found: list[Tensor] = []
@@ -206,16 +205,6 @@ class Replica:
     def _divided(self, gradients: list[Tensor | None]) -> tuple[list[Tensor | None], tuple[Touched, ...]]:
         """Return the gradients of parameters, and the rows of tables."""
         return split(gradients, self._parameters.tables, self._parameters.vector.dtype)
-
-    @torch.no_grad()
-    def _make_up_values(self) -> None:
-        """Put values into the module that are the same at a run's start and when it is resumed."""
-        block = made_up(4099)
-        buffers = [buffer for buffer in self._module.buffers() if buffer.is_floating_point()]
-        for tensor in [*self._trainable, *buffers]:
-            numbers = block.repeat(tensor.numel() // len(block) + 1)[: tensor.numel()].reshape(tensor.shape)
-            # Matrices keep the scale of what goes through them; vectors may be variances or temperatures.
-            tensor.copy_(numbers / math.sqrt(tensor[:1].numel()) if tensor.dim() > 1 else 1 + numbers / 10)
 
     def _read(self, kind: Kind, partition: int) -> Block:
         """Read a partition and see that it is the one the run began with."""
@@ -315,26 +304,11 @@ class Replica:
         if self._inner is None:
             total = self._shard(task, shard, watching, suspicious)
         else:
-            total = self._walked(self._inner, task, shard, suspicious)
+            total = self._inner.over(task, lambda each: self._shard(each, shard, suspicious=suspicious))
         if total is not None and self._buffers.layout.size:
             changes = torch.from_numpy(total.scalars[self.sums.layout.places["buffers"]])
             self._buffers.changes(changes, int(total.scalars[self.sums.layout.places["rows"]].item()))
         return total
-
-    def _walked(self, walk: Walk, task: Task, shard: int, suspicious: bool) -> Sum | None:
-        """Return how far a shard comes by itself."""
-        scalars: np.ndarray | None = None
-        walk.begin()
-        for round, rates in enumerate(walk.rates(task.epoch, task.round, task.rounds), start=task.round):
-            found = self._shard(replace(task, round=round, rounds=1), shard, suspicious=suspicious)
-            if found is not None:
-                view = self.sums.layout.views(found.scalars)
-                if weight := float(view["weight"].sum()):
-                    walk.step(found, weight, view["used"].tolist(), rates)
-                self._accumulator.free(found)
-                scalars = found.scalars if scalars is None else scalars + found.scalars
-        come = walk.end(0.0 if scalars is None else float(self.sums.layout.views(scalars)["weight"].sum()))
-        return None if scalars is None else Sum(come, scalars)
 
     def _shard(self, task: Task, shard: int, watching: Watching | None = None, suspicious: bool = False) -> Sum | None:
         """Return one shard's gradient, or only its scalars if somebody watches the gradient being computed."""
@@ -415,11 +389,3 @@ class Replica:
                 found = [metric.sums(detached(output), batch) for metric in self.job.metrics.values()]
             scalars[places["metrics"]] = np.concatenate(found)
         return scalars
-
-
-def failure_of(raised: Exception, task: Task) -> Failure:
-    """Return what to say of an exception, while it is handled."""
-    error = explained(raised) if isinstance(raised, ModuleNotFoundError) else raised
-    ours = isinstance(error, DasktrainError)
-    name, text = (type(error).__name__, str(error)) if ours else ("ReplicaError", f"{type(error).__name__}: {error}")
-    return Failure(name, text, traceback.format_exc(), task)

@@ -9,6 +9,7 @@ import io
 import pickle
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,8 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from dasktrain.errors import DataError, ModelError
+from dasktrain.errors import DasktrainError, DataError, ModelError
+from dasktrain.messages import Failure, Task
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,6 +48,14 @@ def explained(error: ModuleNotFoundError) -> ModuleNotFoundError:
     )
     text = str(error)
     return ModuleNotFoundError(text if remedy in text else f"{text}; {remedy}", name=error.name)
+
+
+def failure_of(raised: Exception, task: Task) -> Failure:
+    """Return what to say of an exception, while it is handled."""
+    error = explained(raised) if isinstance(raised, ModuleNotFoundError) else raised
+    ours = isinstance(error, DasktrainError)
+    name, text = (type(error).__name__, str(error)) if ours else ("ReplicaError", f"{type(error).__name__}: {error}")
+    return Failure(name, text, traceback.format_exc(), task)
 
 
 @by_value

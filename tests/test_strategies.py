@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from dasktrain.errors import BadInput, NonFinite
 from dasktrain.messages import Partial
 from dasktrain.metrics import Mean
+from dasktrain.norms import NORM_BLOCK, canonical_norm
 from dasktrain.objective import accuracy
 from dasktrain.state import TrainState
-from dasktrain.norms import NORM_BLOCK, canonical_norm
 from dasktrain.strategies import GradientAveraging, Sums, check_weight
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

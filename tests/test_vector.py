@@ -179,7 +179,7 @@ def test_adopted_parameters_are_what_lies_in_the_array_as_it_changes(writeable: 
     values = np.arange(15, dtype=np.float32)
     lent = values.view()
     lent.flags.writeable = writeable
-    flat.adopt(lent)
+    flat.adopt(as_tensor(lent))
     values += 1
     assert module.head.weight is module.embedding.weight
     assert module.head.weight.flatten().tolist() == flat.vector.tolist() == values.tolist()
@@ -191,7 +191,7 @@ def test_narrow_parameters_are_converted_whenever_they_are_adopted() -> None:
     flat, values = FlatParameters(module), np.zeros(2, np.float32)
     for value in (3.0, 1 + 2**-20):  # which has more digits than bfloat16
         values[:] = value
-        flat.adopt(values)
+        flat.adopt(as_tensor(values))
         assert (module.narrow.item(), module.wide.item()) == (round(value), value)
 
 
@@ -201,7 +201,7 @@ def test_arrays_may_be_adopted_in_any_order_and_again(order: list[int]) -> None:
     flat = FlatParameters(module)
     arrays = [np.full(3, float(place), np.float32) for place in range(3)]
     for place in order:
-        flat.adopt(arrays[place])
+        flat.adopt(as_tensor(arrays[place]))
         assert module.weight.tolist() == [[float(place)] * 2]
     assert [array.tolist() for array in arrays] == [[float(place)] * 3 for place in range(3)]
 
@@ -210,7 +210,7 @@ def test_gradients_of_adopted_parameters_are_those_of_parameters_of_ones_own() -
     own, adopting = nn.Linear(4, 2), nn.Linear(4, 2)
     values = FlatParameters(own).vector.numpy().copy()
     values.flags.writeable = False
-    FlatParameters(adopting).adopt(values)
+    FlatParameters(adopting).adopt(as_tensor(values))
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     found = [torch.autograd.grad(module(x).square().sum(), list(module.parameters())) for module in (own, adopting)]
     assert all(map(torch.equal, *found))

@@ -1,8 +1,8 @@
 """The gradient's norm, on record."""
 
 from dasktrain.errors import BadInput
-from dasktrain.observe import Observer, Record, Run
 from dasktrain.norms import canonical_norm
+from dasktrain.observe import Observer, Record, Run
 
 
 class Monitor(Observer):

@@ -189,8 +189,8 @@ class _Blocks:
     """Reads partitions from this worker's memory or others', and holds on to those that were read last.
 
     Not to all of them, so that Dask can spill and move them; what is held need not be read again when it was spilled.
-    What was spilled is read where it lies: brought back to memory, it would drive out, and so have written, another that
-    is needed as soon.
+    What was spilled is read where it lies: brought back to memory, it would drive out, and so have written, another
+    that is needed as soon.
     """
 
     def __init__(self, worker: Worker, keys: dict[str, list[Any]], terms: Terms) -> None:
@@ -238,8 +238,8 @@ class _Blocks:
                 raise ConnectionAbortedError("the worker closes")
         if (found := fetching.result()) is None:
             raise AttachError(
-                f"Every partition must be on some worker, or others must come to be, within {self._terms.patience:g} s, "
-                f"however partition {partition} of the {kind} data is on none; see whether Dask can still compute it"
+                f"Every partition must be on some worker within {self._terms.patience:g} s of the last that came "
+                f"back, however partition {partition} of the {kind} data is on none; see whether Dask can compute it"
             )
         return found
 
