@@ -73,7 +73,7 @@ class KerasModule(nn.Module):
         kinds = {part.__name__: part for part in parts if _is_own(part)}
         config = keras.saving.serialize_keras_object(model)
         weights = [variable.value.detach().cpu().numpy() for variable in model.weights]
-        return _rebuilt, (config, kinds, weights, self.training)
+        return _rebuilt, (_TorchBackend(), config, kinds, weights, self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KerasModule":
         build, arguments = self.__reduce__()
@@ -105,7 +105,7 @@ class KerasLoss:
 
         own = type(self._loss)
         kinds = {own.__name__: own} if _is_own(own) else {}
-        return _rebuilt_loss, (keras.saving.serialize_keras_object(self._loss), kinds)
+        return _rebuilt_loss, (_TorchBackend(), keras.saving.serialize_keras_object(self._loss), kinds)
 
 
 def adapted(model: Any) -> Any:
@@ -142,16 +142,23 @@ def _is_own(kind: type) -> bool:
     return kind.__module__.split(".")[0] not in ("keras", "torch")
 
 
-def _loading() -> Any:
-    """Return Keras; where nothing has imported it yet, with the backend that a model was made with."""
+class _TorchBackend:
+    """What chooses the backend where it is unpickled, before what comes next there imports Keras."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _chosen, ()
+
+
+def _chosen() -> _TorchBackend:
     os.environ.setdefault("KERAS_BACKEND", "torch")
+    return _TorchBackend()
+
+
+def _rebuilt(
+    backend: _TorchBackend, config: Any, kinds: Mapping[str, type], weights: list[np.ndarray], training: bool
+) -> KerasModule:
     import keras
 
-    return keras
-
-
-def _rebuilt(config: Any, kinds: Mapping[str, type], weights: list[np.ndarray], training: bool) -> KerasModule:
-    keras = _loading()
     model = keras.saving.deserialize_keras_object(config, custom_objects=dict(kinds), safe_mode=False)
     model.set_weights(weights)
     module = KerasModule(model)
@@ -159,5 +166,7 @@ def _rebuilt(config: Any, kinds: Mapping[str, type], weights: list[np.ndarray], 
     return module
 
 
-def _rebuilt_loss(config: Any, kinds: Mapping[str, type]) -> KerasLoss:
-    return KerasLoss(_loading().saving.deserialize_keras_object(config, custom_objects=dict(kinds), safe_mode=False))
+def _rebuilt_loss(backend: _TorchBackend, config: Any, kinds: Mapping[str, type]) -> KerasLoss:
+    import keras
+
+    return KerasLoss(keras.saving.deserialize_keras_object(config, custom_objects=dict(kinds), safe_mode=False))

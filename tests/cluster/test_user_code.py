@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,29 @@ with Client(sys.argv[1]):
     trainer = dt.Trainer(Scaled, loss, SGD, observers=[])
     print(trainer.fit(table(), epochs=1, batch_size=20).digest)
 """
+KERAS = """
+import os
+import sys
+os.environ["KERAS_BACKEND"] = "torch"  # of this process: workers have none
+import keras
+from distributed import Client
+import dasktrain as dt
+from tests.small import SGD, table
+
+class Scaled(keras.layers.Layer):
+    def call(self, values):
+        return 2 * values
+
+def build(schema):
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((schema.num_features,)), Scaled(), keras.layers.Dense(schema.num_outputs)]
+    return keras.Sequential(layers)
+
+trainer = dt.Trainer(build, keras.losses.SparseCategoricalCrossentropy(from_logits=True), SGD, observers=[])
+with Client(sys.argv[1]) as client:
+    for where in (client, dt.LocalWire()):
+        print(trainer.fit(table(), epochs=1, batch_size=20, client=where).digest)
+"""
 NOTEBOOK = """
 import asyncio
 async def cells():
@@ -67,6 +91,21 @@ def digest() -> str:
     )
 
 
+def run(script: str, folder: Path, client: Client, read: bool = False) -> str:
+    """Run a script, which Python may read as it comes, in a process of its own; return what it prints."""
+    (folder / "job.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "-" if read else str(folder / "job.py"), client.scheduler.address],
+        input=script if read else None,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={"PYTHONPATH": str(Path.cwd()), "PATH": ""},
+    )
+    assert not done.returncode, done.stderr
+    return done.stdout.strip()
+
+
 @pytest.mark.parametrize("where", ["script", "notebook", "module"])
 def test_users_classes_get_to_workers(clean: Client, tmp_path: Path, digest: str, where: str) -> None:
     (tmp_path / "my_model.py").write_text(MODEL)
@@ -75,17 +114,12 @@ def test_users_classes_get_to_workers(clean: Client, tmp_path: Path, digest: str
         "notebook": NOTEBOOK.format(cells=[MODEL, TRAIN]),  # its classes are in __main__, and an event loop runs
         "module": "from my_model import Scaled, loss\n" + TRAIN,
     }[where]
-    (tmp_path / "job.py").write_text(script)
-    command = [sys.executable, "-" if where == "notebook" else str(tmp_path / "job.py"), clean.scheduler.address]
-    done = subprocess.run(
-        command,
-        input=script if where == "notebook" else None,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={"PYTHONPATH": str(Path.cwd()), "PATH": ""},
-    )
-    assert done.stdout.strip() == digest, done.stderr
+    assert run(script, tmp_path, clean, read=where == "notebook") == digest
+
+
+@pytest.mark.skipif(find_spec("keras") is None, reason="keras is not installed")
+def test_layers_of_keras_get_to_workers(clean: Client, tmp_path: Path) -> None:
+    assert len(set(run(KERAS, tmp_path, clean).split())) == 1
 
 
 @pytest.fixture
