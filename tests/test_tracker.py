@@ -104,8 +104,10 @@ class WandBs:
         self.new: Callable[..., Tracker] = functools.partial(dt.WandB, "digits", mode="offline", directory=folder)
 
     def read(self) -> list[Found]:
+        import wandb
         from wandb.proto.wandb_internal_pb2 import Record
 
+        wandb.teardown()  # its own process may still write, and has written once it has ended
         runs: dict[str, Found] = {}
         for path in sorted(self.folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
             for data in logged(path.read_bytes()):
