@@ -55,6 +55,16 @@ class Moments:
         low, high = float(finite.min(initial=math.inf)), float(finite.max(initial=-math.inf))
         return Moments(len(finite), mean, deviations, low, high, missing, len(values) - len(finite) - missing)
 
+    @staticmethod
+    def of_row(numbers: Floats) -> "Moments":
+        """Turn what `row` returned back, (7,)."""
+        count, mean, deviations, low, high, missing, infinite = numbers.tolist()
+        return Moments(int(count), mean, deviations, low, high, int(missing), int(infinite))
+
+    def row(self) -> tuple[float, ...]:
+        """Return all of it as numbers, of which those of many columns are an array; counts are exact up to 2^53."""
+        return self.count, self.mean, self.deviations, self.low, self.high, self.missing, self.infinite
+
     def __add__(self, other: "Moments") -> "Moments":
         """Merge two stretches of rows (Chan, Golub and LeVeque, "Updating Formulae", 1979)."""
         count = self.count + other.count

@@ -171,13 +171,13 @@ class Table(Groupable):
 
     def fit(self, surveys: Sequence[Survey]) -> TableEncoding:
         """Fit an encoding to the surveys of all partitions, in their order."""
-        columns: dict[str, Any] = {
-            name: reduce(add, (survey.columns[name] for survey in surveys))
-            for name in (*self.numeric, *self.categorical)
-        }
+        moments = [survey.columns["moments"] for survey in surveys]
+        values = [survey.columns["values"] for survey in surveys]
+        numeric = [reduce(add, (Moments.of_row(each[place]) for each in moments)) for place in range(len(self.numeric))]
+        categorical = [reduce(add, column) for column in zip(*values, strict=True)]
         return TableEncoding(
-            tuple(Numeric.fit(name, columns[name]) for name in self.numeric),
-            tuple(Categorical.fit(name, columns[name]) for name in self.categorical),
+            tuple(map(Numeric.fit, self.numeric, numeric)),
+            tuple(map(Categorical.fit, self.categorical, categorical)),
             self._fit_target([survey.target for survey in surveys]),
         )
 
@@ -195,8 +195,8 @@ class Table(Groupable):
         names = encoding.target.names if isinstance(encoding.target, Numbers) else (encoding.target.name,)
         if list(names) != self._targets:
             raise DataError(f"The validation data must have target {list(names)}, however it is {self._targets}")
-        for name in self.numeric:
-            infinite = sum(survey.columns[name].infinite for survey in surveys)
+        for place, name in enumerate(self.numeric):
+            infinite = sum(Moments.of_row(survey.columns["moments"][place]).infinite for survey in surveys)
             if infinite:
                 raise DataError(
                     f"Column {name!r} of the validation data must be finite or missing, however {infinite} rows are "
@@ -236,10 +236,12 @@ def _survey(
     group: str | None,
     frame: pd.DataFrame,
 ) -> Survey:
-    columns: dict[str, Moments | Values] = {name: Moments.of(floats(frame[name])) for name in numeric}
+    # As one array: of hundreds of columns a thousand objects a partition are more than a worker has memory for.
+    moments = np.array([Moments.of(floats(frame[name])).row() for name in numeric]).reshape(-1, 7)
+    values: list[Values] = []
     for name in categorical:
         try:
-            columns[name] = Values.of(frame[name])
+            values.append(Values.of(frame[name]))
         except TypeError as error:
             raise DataError(
                 f"Column {name!r} (dtype {frame[name].dtype}) must hold strings or other plain values, "
@@ -250,7 +252,7 @@ def _survey(
         len(frame),
         survey_target(frame[target], classes),
         int((~(weights >= 0) | np.isinf(weights)).sum()),
-        columns=columns,
+        columns={"moments": moments, "values": values},
         groups=GroupSurvey.of(frame[group]) if group else None,
     )
 
