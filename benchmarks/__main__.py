@@ -19,6 +19,7 @@ CASES = (
     "observers",
     "imbalance",
     "fuzz",
+    "newcomer",
 )
 
 if __name__ == "__main__":
