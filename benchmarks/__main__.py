@@ -21,6 +21,7 @@ CASES = (
     "few_bytes",
     "many_leases",
     "fuzz",
+    "newcomer",
 )
 
 if __name__ == "__main__":

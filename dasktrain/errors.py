@@ -1,20 +1,22 @@
 """Every error dasktrain raises on purpose.
 
-DasktrainError
-├── BadInput (ValueError)        found before the first round; nothing was started, nothing is lost
-│   ├── UnknownKeyword (TypeError)   a keyword no parameter has
-│   ├── DataError                    a column, a row or a label cannot be used
-│   ├── PlanError                    shards, batch size or shuffling cannot be met
-│   └── ModelError                   module, loss, metric and data do not fit, or cannot be shipped
-└── RunError (RuntimeError)      found while leases were being made or rounds were running
-    ├── AttachError                  a worker could not be used
-    ├── WorkerLost                   no worker was left, or none answered in time
-    ├── SchedulerLost                the scheduler went away, and the cluster with it
-    ├── Diverged                     two workers gave different bits for the same shards
-    ├── ReplicaError                 the module, loss or metric raised on a worker
-    ├── WireError                    bytes on a connection were not a message
-    ├── NonFinite                    a loss, gradient or weight was NaN or infinite
-    └── ReductionError               partial sums were missing, doubled or of another round
+::
+
+    DasktrainError
+    ├── BadInput (ValueError)        found before the first round; nothing was started, nothing is lost
+    │   ├── UnknownKeyword (TypeError)   a keyword no parameter has
+    │   ├── DataError                    a column, a row or a label cannot be used
+    │   ├── PlanError                    shards, batch size or shuffling cannot be met
+    │   └── ModelError                   module, loss, metric and data do not fit, or cannot be shipped
+    └── RunError (RuntimeError)      found while leases were being made or rounds were running
+        ├── AttachError                  a worker could not be used
+        ├── WorkerLost                   no worker was left, or none answered in time
+        ├── SchedulerLost                the scheduler went away, and the cluster with it
+        ├── Diverged                     two workers gave different bits for the same shards
+        ├── ReplicaError                 the module, loss or metric raised on a worker
+        ├── WireError                    bytes on a connection were not a message
+        ├── NonFinite                    a loss, gradient or weight was NaN or infinite
+        └── ReductionError               partial sums were missing, doubled or of another round
 
 Beside it there is one warning, of a cluster that others can reach and that does not use TLS: InsecureCluster.
 

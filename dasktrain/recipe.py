@@ -77,7 +77,7 @@ def fit_recipe(recipe: Mapping[str, Any], /, **settings: Any) -> Result:
     Parameters
     ----------
     recipe
-        Keywords of :meth:`Trainer.fit`, and these:
+        Keywords of :meth:`dasktrain.Trainer.fit`, and these:
 
         ========================  ======================================================================================
         ``data``, ``validation``  ``{parquet: URL, table: {target: label}}``; or csv, json, lines; and text in the place

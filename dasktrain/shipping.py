@@ -27,6 +27,8 @@ from dasktrain.messages import Failure, Task
 F = TypeVar("F", bound=Callable[..., Any])
 
 _INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib"))
+#: and folders of these names: of a user, of the Python below an environment, of a distribution, of a module of HPC
+_SITES = {"site-packages", "dist-packages"}
 
 #: packages that are sent although they are installed here
 _SHIPPED: ContextVar[frozenset[str]] = ContextVar("shipped", default=frozenset())
@@ -212,7 +214,8 @@ def _is_users(module: ModuleType) -> bool:
     if any(f"{module.__name__}.".startswith(f"{package}.") for package in _SHIPPED.get()):
         return True
     file = getattr(module, "__file__", None)
-    return bool(file) and not str(Path(str(file)).resolve()).startswith(_INSTALLED)
+    path = Path(str(file)).resolve()
+    return bool(file) and not (str(path).startswith(_INSTALLED) or _SITES.intersection(path.parts))
 
 
 def check_ships(model: nn.Module, **others: Any) -> None:

@@ -1,5 +1,6 @@
 """Trainer and Result: the public way in."""
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -322,6 +323,7 @@ def wire_of(client: Where) -> Iterator[Wire]:
     """Turn what the caller has into a wire; end only what was started here."""
     client = client or current_client()
     if client is None:
+        _check_guarded()
         with (
             LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster,
             Client(cluster) as own,
@@ -329,6 +331,15 @@ def wire_of(client: Where) -> Iterator[Wire]:
             yield DaskWire(own)
         return
     yield DaskWire(client) if isinstance(client, Client) else client
+
+
+def _check_guarded() -> None:
+    """Raise BadInput in a process that a cluster is starting, which reads the script that started the cluster."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds it out
+        raise BadInput(
+            'A script that starts a cluster must do so below if __name__ == "__main__":, however this one does it '
+            "where its own cluster's processes read it as well; move it there, or give client=dt.LocalWire()"
+        )
 
 
 def current_client() -> Client | None:

@@ -27,7 +27,7 @@ def drawn() -> dict[str, list[str]]:
     for line in errors.__doc__.splitlines():
         branch = re.match(r"(?P<indent>[│├└─ ]*)(?P<name>[A-Z]\w+)(?: \((?P<builtin>\w+)\))?(?:  |$)", line)
         if branch:
-            depth = len(branch["indent"]) // 4
+            depth = len(branch["indent"]) // 4 - 1
             parents[depth + 1 :] = [branch["name"]]
             tree[branch["name"]] = [parents[depth], *filter(None, [branch["builtin"]])]
     return tree

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,10 @@ def slurm_keywords() -> dict[str, ast.expr]:
 
 
 def test_jobqueue_knows_the_keywords() -> None:
-    jobqueue = pytest.importorskip("dask_jobqueue", reason="is not among what tests install")
+    handler = signal.getsignal(signal.SIGINT)
+    import dask_jobqueue as jobqueue  # which makes an exit of Ctrl-C
+
+    signal.signal(signal.SIGINT, handler)
     kinds = jobqueue.SLURMCluster.job_cls.__mro__ + jobqueue.SLURMCluster.__mro__
     known = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
     assert slurm_keywords().keys() <= known

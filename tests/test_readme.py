@@ -7,17 +7,30 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import newcomer
 from tests import scripts
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", newcomer.README, flags=re.MULTILINE | re.DOTALL)
 #: examples train for real: with others beside them they may take a while
 SECONDS = 300
 pytestmark = pytest.mark.timeout(SECONDS)
 run = partial(scripts.run, seconds=SECONDS - 20)
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_first_block_and_the_line_that_draws_its_curve_run(tmp_path: Path) -> None:
+    script = tmp_path / "block.py"
+    script.write_text(newcomer.block() + newcomer.picture())
+    assert "epoch" in run(script, tmp_path)
+    assert (tmp_path / newcomer.PICTURE).stat().st_size > newcomer.DRAWN
+
+
+def test_a_newcomer_installs_torch_and_what_draws() -> None:
+    assert newcomer.block() == BLOCKS[0]
+    assert newcomer.installs() == ["pip install 'torch>=2.10'", "pip install '.[plot]'"]
+
+
+@pytest.mark.parametrize("number", range(1, len(BLOCKS)))
 def test_readme_block_runs(number: int, tmp_path: Path) -> None:
     script = tmp_path / "block.py"
     script.write_text(BLOCKS[number])

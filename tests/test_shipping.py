@@ -142,6 +142,20 @@ def test_installed_modules_travel_by_reference() -> None:
         elsewhere(statistics.median, [1, 2], absent=("statistics",))
 
 
+@pytest.mark.parametrize("site", ["site-packages", "dist-packages"])
+def test_modules_installed_elsewhere_travel_by_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str
+) -> None:
+    """Of the user, of the Python that an environment is based on, of the system: also of a module that HPC loads."""
+    folder = tmp_path / "lib" / site
+    folder.mkdir(parents=True)
+    (folder / "helping_hands.py").write_text(PART)
+    monkeypatch.syspath_prepend(str(folder))
+    payload = pack(importlib.import_module("helping_hands").double)
+    del sys.modules["helping_hands"]
+    assert len(payload) < 100
+
+
 @pytest.mark.parametrize("bound", [1, threading.Lock()], ids=["packed", "failed"])
 def test_registry_is_left_as_found(users: ModuleType, bound: Any) -> None:
     cloudpickle.register_pickle_by_value(dt)

@@ -24,7 +24,7 @@ from dasktrain.observe import Observer
 class TabularClassifier(ClassifierMixin, Tabular):  # type: ignore[misc]
     """Learns labels of the rows of a table: one each, or any number of several.
 
-    See :class:`Tabular` for the other parameters and attributes.
+    See :class:`dasktrain.estimators.tabular.Tabular` for the other parameters and attributes.
 
     Parameters
     ----------

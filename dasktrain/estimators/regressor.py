@@ -15,7 +15,8 @@ from dasktrain.objective import Measure
 class TabularRegressor(RegressorMixin, Tabular):  # type: ignore[misc]
     """Learns one or several numbers of each row of a table.
 
-    Targets are standardised, the loss is their squared error; see :class:`Tabular` for parameters and attributes.
+    Targets are standardised, the loss is their squared error; see
+    :class:`dasktrain.estimators.tabular.Tabular` for parameters and attributes.
 
     Examples
     --------

@@ -28,7 +28,9 @@ class Watch:
 
     def __init__(self, client: Client, tell: Callable[[Event], None]) -> None:
         self._tell = tell
-        self._client = Client(client.scheduler.address, security=client.security, set_as_default=False)
+        # A worker's own client goes by its worker's certificate, and there may be no other: Dask tells by this name.
+        name = "worker" if client.id.startswith("Client-worker-") else None
+        self._client = Client(client.scheduler.address, security=client.security, set_as_default=False, name=name)
         self._client.subscribe_topic("all", self._heard)
 
     def _heard(self, event: tuple[float, Any]) -> None:

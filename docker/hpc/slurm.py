@@ -3,6 +3,7 @@
 Needs dask-jobqueue besides dasktrain. Queue, account and network interface are yours to fill in.
 """
 
+import signal
 import sys
 
 from dask.distributed import Client
@@ -16,6 +17,8 @@ WORKERS_PER_JOB = 8
 
 def main() -> None:
     """Keep four jobs of eight workers running until the training is over."""
+    # dask-jobqueue has Ctrl-C leave at once; as it was, a run ends with the result so far
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         SLURMCluster(
             queue="batch",

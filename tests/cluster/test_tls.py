@@ -16,6 +16,7 @@ from distributed.security import Security
 from torch import Tensor, nn
 
 import dasktrain as dt
+from dasktrain.wire.watch import Watch
 from tests.problems import PROBLEMS, SETTINGS
 from tests.saboteurs import After
 
@@ -164,3 +165,15 @@ def test_strangers_hear_nothing_from_a_worker_in_the_middle_of_a_run() -> None:
     alert = found.pop("no TLS")
     assert len(alert) <= 7, "more was said than a TLS alert"
     assert found == dict.fromkeys(found, b"")
+
+
+def test_a_driver_on_a_worker_watches_by_the_workers_certificate() -> None:
+    """As on clusters whose workers are given certificates by options, or by a gateway: they have no client's."""
+    everything = Security.temporary()
+    with LocalCluster(n_workers=0, dashboard_address=":0", protocol="tls", security=everything) as cluster:
+        files = {name: getattr(everything, name) for name in ("tls_ca_file", "tls_worker_cert", "tls_worker_key")}
+        security = Security(require_encryption=True, **files)
+        with Client(cluster.scheduler_address, security=security, name="worker", set_as_default=False) as client:
+            watch = Watch(client, lambda event: None)
+            assert not watch.lost
+            watch.close()

@@ -1,0 +1,1 @@
+"""Stands in for dask-kubernetes 2026.3.0."""
