@@ -17,6 +17,7 @@ from dasktrain.data.encodings import ArrayEncoding, LabelledEncoding, TableEncod
 from dasktrain.data.ragged import Ragged
 from dasktrain.data.source import Encoding, made_up_batch
 from dasktrain.errors import BadInput
+from dasktrain.keras_module import KerasModule
 
 #: rows of the example that is traced: more than one, or their number would be taken for fixed
 ROWS = 4
@@ -67,6 +68,11 @@ def _program(module: nn.Module, encoding: Encoding, onnx: bool) -> bytes:
         raise BadInput(
             f"{' and '.join(missing)} must be installed to export to ONNX, however they are not; "
             "pip install 'dasktrain[onnx]'"
+        )
+    if isinstance(module, KerasModule):
+        raise BadInput(
+            "A module must be of torch alone to be traced, however this one is a Keras model; use "
+            'result.model.keras_model.save("model.keras"), or export to .safetensors'
         )
     args, named, shapes = _example(encoding)
     try:

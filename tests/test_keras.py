@@ -17,7 +17,7 @@ from torch import nn
 
 import dasktrain as dt
 from dasktrain.domain import pinned
-from dasktrain.errors import ModelError
+from dasktrain.errors import BadInput, ModelError
 from dasktrain.keras_module import KerasModule, adapted
 from tests.reference import reference_digest
 
@@ -96,6 +96,13 @@ def test_a_result_is_saved_and_loaded_into_a_keras_model(tmp_path: Path) -> None
     loaded = dt.load(str(tmp_path / "saved"), build())
     assert loaded.digest == result.digest
     np.testing.assert_array_equal(loaded.model.keras_model.get_weights()[0], result.model.keras_model.get_weights()[0])
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+def test_what_cannot_be_traced_is_not_exported(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"keras_model\.save"):
+        fit().export(str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
