@@ -11,7 +11,7 @@ from dasktrain.state import Cursor
 
 Message = dict[str, Any]
 #: seconds of rounds that are told at once
-PAUSE = 0.25
+PAUSE = 0.5
 #: what parts of a message are
 _KINDS: dict[str, Any] = {
     "stage": str,

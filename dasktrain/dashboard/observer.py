@@ -1,11 +1,14 @@
 """What tells a scheduler's dashboard of a run."""
 
+import asyncio
+from concurrent.futures import Future, wait
 from time import monotonic
 from typing import Any
 from uuid import uuid4
 
 from distributed import Client
 
+from dasktrain.config import seconds
 from dasktrain.dashboard.board import PREFIX, Boards
 from dasktrain.errors import BadInput
 from dasktrain.observe import Observer, Record, Run
@@ -46,14 +49,8 @@ class Dashboard(Observer):
                 f"A scheduler must have Bokeh and dasktrain to show a run, however {type(error).__name__}: {error}; "
                 "pip install 'dasktrain[dashboard]' where it runs, or leave out dt.Dashboard()"
             ) from error
-        topic = PREFIX + run.id
-
-        def tell(message: Message) -> None:
-            client.log_event(topic, message)
-
-        self._run, self._tell, self._at = run, tell, 0.0
-        self._answers = len(run.timings)
-        self._relay = Relay(uuid4().hex, tell)
+        self._run, self._tell, self._at = run, _Telling(client, PREFIX + run.id), 0.0
+        self._relay = Relay(uuid4().hex, self._tell)
         self._relay.start(run)
         for text in self._told:
             self._relay.stage(text)
@@ -76,6 +73,7 @@ class Dashboard(Observer):
         if self._relay is not None:
             self._tell_workers()
             self._relay.end()
+            self._tell.wait()
         self._relay = None
 
     def _tell_workers(self) -> None:
@@ -90,6 +88,24 @@ class Dashboard(Observer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_relay": None, "_told": []}
+
+
+class _Telling:
+    """Logs events at a client's scheduler, and does not wait for it: rounds go on meanwhile."""
+
+    def __init__(self, client: Client, topic: str) -> None:
+        self._client, self._topic = client, topic
+        self._under_way: set[Future[Any]] = set()
+
+    def __call__(self, message: Message) -> None:
+        """Log a message; a board puts those in order that overtake others."""
+        logging = self._client.scheduler.log_event(topic=self._topic, msg=message)
+        sent = asyncio.run_coroutine_threadsafe(logging, self._client.loop.asyncio_loop)
+        self._under_way = {future for future in self._under_way if not future.done()} | {sent}
+
+    def wait(self) -> None:
+        """Wait until all is logged, or the scheduler has had its time."""
+        wait(self._under_way, timeout=seconds("timeouts.close"))
 
 
 def _client() -> Client:
