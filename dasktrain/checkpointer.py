@@ -56,7 +56,7 @@ class Checkpoint(Observer):
         self._run, self._store = None, Store(self.url)
         self._store.check()
         numbers = self._store.numbers()
-        if numbers and not run.cursor.done:
+        if numbers and self.url.rstrip("/") != str(run.resumed).rstrip("/"):
             raise BadInput(
                 f"{self.url} must hold no checkpoints of another run, however there is one after {numbers[-1]} rounds; "
                 "pass resume= to go on from it, or choose another URL"

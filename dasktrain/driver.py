@@ -142,7 +142,13 @@ class Driver:
         except Leave as leave:
             reason = str(leave)
         if cursor.round:  # in the middle of an epoch
-            record = yield from self._epoch_record(evaluated=reason != "interrupt")
+            try:
+                record = yield from self._epoch_record(evaluated=reason != "interrupt")
+            except WorkerLost:
+                if not self.stop.is_set():
+                    raise
+                reason = "interrupt"
+                record = yield from self._epoch_record(evaluated=False)
             if reason != "interrupt":
                 self._tell("epoch", record)
         cursor.ended = reason

@@ -30,7 +30,7 @@ def export(module: nn.Module, encoding: Encoding, digest: str, url: str) -> None
     =================  =============================================================================================
     ``.pt2``           torch.export's program, for any number of rows: ``torch.export.load(path).module()(*inputs)``
     ``.onnx``          the same for ONNX runtimes; ``pip install 'dasktrain[onnx]'``
-    ``.safetensors``   parameters and buffers by name; metadata have digest, schema and encoding as JSON
+    ``.safetensors``   parameters and buffers by name; metadata have the digest, and the encoding as JSON
     =================  =============================================================================================
 
     The first two take what the encoding makes of rows, and return what the module does.

@@ -229,6 +229,7 @@ class Fitting:
         same = facts["identity"]
         run = Run(
             id=wire.run,
+            resumed=self.settings.resume,
             workers=wire.workers,
             shards=prepared.plan.shards,
             threads=threads,
@@ -282,7 +283,9 @@ class Fitting:
     def _identity(self, prepared: Prepared, state: TrainState) -> dict[str, Any]:
         trainer, balance, turns = self.trainer, self.settings.balance, self.trainer.players.turns
         every, compute = trainer.schedule_every, trainer.compute
-        return identity(prepared.plan, state, every, compute, balance, turns, self.inner)
+        kind = type(trainer.strategy).__name__
+        inner = "" if self.inner is None else f"{kind} of {self.inner.described(state.module)}"
+        return identity(prepared.plan, state, every, compute, balance, turns, inner)
 
     def _job(self, prepared: Prepared, state: TrainState, metrics: Mapping[str, Metric], threads: int) -> Job:
         trainer = self.trainer

@@ -1,12 +1,13 @@
 """The optimizer steps that a shard takes by itself between two sums."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dasktrain.accumulate import Accumulator, Gradients, Sum, parts
@@ -15,6 +16,7 @@ from dasktrain.messages import Task
 from dasktrain.norms import clip
 from dasktrain.optimizers import MakeOptimizer, MakeScheduler, check_optimizer, settle
 from dasktrain.players import Players
+from dasktrain.state import optimizer_bytes
 from dasktrain.vector import FlatParameters, Layout, trainable
 
 #: what each parameter group steps with, but for its parameters
@@ -79,15 +81,29 @@ class Inner:
                 "use sparse=False, or strategy=dt.GradientAveraging()"
             )
         make, optimizer = self.stepping.scheduler, self.made(module)
+        try:
+            optimizer_bytes(module, optimizer)
+        except Exception as error:
+            raise ModelError(
+                f"An optimizer must be able to step a shard, however {type(error).__name__}: {error}; have it made "
+                "anew, since what continued() returns is for a strategy's outer optimizer"
+            ) from error
         if make and isinstance(make(optimizer), torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise BadInput(
                 "A schedule must follow from the round alone where shards step by themselves, however it is "
                 "ReduceLROnPlateau; use another"
             )
 
-    def __str__(self) -> str:
-        named = getattr(self.stepping.optimizer, "func", self.stepping.optimizer)
-        return f"{self.steps} steps of {getattr(named, '__name__', named)}"
+    def described(self, module: nn.Module) -> str:
+        """Return what of it changes bits, as far as it can be told: what a resumed run must have as well."""
+        make, optimizer = self.stepping.scheduler, self.made(module)
+        groups = [
+            {name: float(value) for name, value in group.items() if isinstance(value, float | int | Tensor)}
+            for group in optimizer.param_groups
+        ]
+        schedule = f", {type(make(optimizer)).__name__}" if make else ""
+        clipped = "" if self.clip_norm is None else f", clipped to {self.clip_norm}"
+        return f"{self.steps} steps of {type(optimizer).__name__}{schedule}{clipped}, {groups}"
 
 
 class Schedule:
@@ -123,7 +139,8 @@ class Schedule:
                 self._scheduler.step()
             self._taken = wanted
         groups = self._optimizer.param_groups
-        return [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        # Copies: schedulers write to a learning rate that is a tensor.
+        return [{name: copy.deepcopy(value) for name, value in group.items() if name != "params"} for group in groups]
 
 
 class Walk:
@@ -166,15 +183,17 @@ class Walk:
 
         That is a vector from where it comes to where all are, times the weight of its rows.
         """
-        self._begin()
         scalars: np.ndarray | None = None
-        for round, rates in enumerate(self._rates_of(task), start=task.round):
-            found = gradient(replace(task, round=round, rounds=1))
-            if found is not None:
-                self._step(found, self._sums.views(found.scalars), rates)
-                self._accumulator.free(found)
-                scalars = found.scalars if scalars is None else scalars + found.scalars
-        come = self._end()
+        self._begin()
+        try:
+            for round, rates in enumerate(self._rates_of(task), start=task.round):
+                found = gradient(replace(task, round=round, rounds=1))
+                if found is not None:
+                    self._step(found, self._sums.views(found.scalars), rates)
+                    self._accumulator.free(found)
+                    scalars = found.scalars if scalars is None else scalars + found.scalars
+        finally:
+            come = self._end()
         return None if scalars is None else Sum(come, scalars)
 
     def _rates_of(self, task: Task) -> list[Rates]:

@@ -1,7 +1,7 @@
 """Runs of several candidates in step: one round of the cluster for all that ask for the same one."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
@@ -97,8 +97,13 @@ class InStep:
 
     def drive(self) -> None:
         """Run until all have ended."""
+        with ExitStack() as ends:
+            self._drive(ends)
+
+    def _drive(self, ends: ExitStack) -> None:
         for number, driver in enumerate(self._drivers):
             self._runs[number] = driver.asks()
+            ends.callback(self._runs[number].close)  # has its observers end, whatever becomes of others
             self._go_on(number, None)
         while self._asks:
             if len(self._asks) <= LEFT * len(self._together.there):

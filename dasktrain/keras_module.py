@@ -135,6 +135,11 @@ def _check(model: Any) -> None:
             f"A Keras model must have its weights, however {model.name!r} is not built; begin it with keras.Input, or "
             "call model.build(shape)"
         )
+    if model.losses:
+        raise ModelError(
+            f"A Keras model must have no losses of its own, however {model.name!r} has {len(model.losses)}; leave out "
+            "regularizers and add_loss, and use the optimizer's weight_decay"
+        )
 
 
 def _is_own(kind: type) -> bool:

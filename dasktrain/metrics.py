@@ -95,6 +95,8 @@ class Mean:
 class States:
     """An object of torchmetrics whose states are sums, such as its F1Score, R2Score, or AUROC with ``thresholds=200``.
 
+    Those of classification are given probabilities: the softmax or the sigmoid of what the module returns.
+
     Raises
     ------
     ModelError
@@ -128,6 +130,10 @@ class States:
         output, target = scores(output), batch.target
         if output.shape == (batch.rows, 1) and target.ndim == 1:
             output = output[:, 0]
+        if type(self.metric).__module__.startswith("torchmetrics.classification"):
+            # By itself it takes scores between 0 and 1 for probabilities, and so those of some shards alone.
+            is_one_label = output.ndim > 1 and output.shape[1] > 1 and target.ndim == 1
+            output = output.softmax(dim=1) if is_one_label else output.sigmoid()
         self.metric.to(output.device)
         self.metric.reset()
         self.metric.update(output, target)

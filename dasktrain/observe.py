@@ -63,6 +63,8 @@ class Run:
     capture: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = field(repr=False)
     #: a :class:`dasktrain.coordinator.Timing` for each of the latest answers, where the driver is
     timings: Sequence[Any] = field(repr=False, default=())
+    #: URL of the checkpoints that it goes on from
+    resumed: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the driver: observers that were in a run are copied and pickled without it."""

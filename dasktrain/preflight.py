@@ -4,13 +4,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dasktrain.data.block import Batch, call
 from dasktrain.errors import DasktrainError, ModelError, PlanError
-from dasktrain.metrics import Metric
+from dasktrain.metrics import Counted, Metric
 from dasktrain.objective import Objective, detached
 from dasktrain.plan import Plan
 from dasktrain.players import Players
@@ -72,6 +73,8 @@ def _try(
     for name, metric in metrics.items():
         try:
             metric.sums(detached(output), batch)
+            if isinstance(metric, Counted):
+                metric.figures(np.ones(metric.size))  # as if every label was predicted for every other
         except Exception as error:
             raise ModelError(f"Metric {name!r} must accept {found}, however {type(error).__name__}: {error}") from error
 

@@ -127,6 +127,10 @@ class Replay:
         """Whether messages are missing before some that came."""
         return bool(self._waiting)
 
+    def __len__(self) -> int:
+        """Messages that came and wait for one before them."""
+        return len(self._waiting)
+
     def skip(self) -> None:
         """Go on without messages that nobody remembers."""
         if self._waiting:

@@ -17,7 +17,6 @@ from dasktrain.checkpoint import Store
 from dasktrain.compute import Compute
 from dasktrain.errors import BadInput
 from dasktrain.events import Domain
-from dasktrain.inner import Inner
 from dasktrain.messages import Kind
 from dasktrain.observe import Observer, Record, Run
 from dasktrain.optimizers import each_of
@@ -42,7 +41,7 @@ def identity(
     compute: Compute,
     balance: Balance | None = None,
     turns: Sequence[str] = ("",),
-    inner: Inner | None = None,
+    inner: str = "",
 ) -> Facts:
     """Return what a run and the one it goes on from must have in common, besides the data."""
     optional = {
@@ -51,7 +50,7 @@ def identity(
         "grouped": plan.grouped,
         "fold": None if plan.side is None else str(plan.side.fold),
         "turns": [turn for turn in turns if turn],
-        "inner": None if inner is None else str(inner),
+        "inner": inner,
     }
     trainable = {id(parameter) for parameter in state.parameters.parameters.values()}
     frozen = [(name, each) for name, each in sorted(state.module.named_parameters()) if id(each) not in trainable]

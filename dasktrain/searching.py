@@ -200,11 +200,14 @@ def _check_monitor(monitor: str, fittings: Sequence[Fitting]) -> None:
     for fitting in fittings:
         names = list(dict.fromkeys(["loss", *fitting.trainer.players.figures, *fitting.trainer.metrics]))
         names += [f"valid_{name}" for name in names if fitting.validation is not None]
-        if monitor not in names:
-            raise BadInput(
-                f"monitor must be a figure of every candidate's epochs, however {monitor!r} is none; "
-                f"{nearest(monitor, names)}"
-            )
+        several = tuple(f"{kind}{name}_" for name in fitting.trainer.metrics for kind in ("", "valid_"))
+        if monitor not in names and not monitor.startswith(several):
+            raise _no_figure(monitor, names)
+
+
+def _no_figure(monitor: str, names: Sequence[str]) -> BadInput:
+    advice = nearest(monitor, list(names))
+    return BadInput(f"monitor must be a figure of every candidate's epochs, however {monitor!r} is none; {advice}")
 
 
 class _Search:
@@ -248,7 +251,10 @@ class _Search:
             return {}
         self._told = epoch
         ranked = sorted(going, key=self._value)
-        figure = self._drivers[ranked[0]].run.history[-1][self._monitor]
+        record = self._drivers[ranked[0]].run.history[-1]
+        if self._monitor not in record:
+            raise _no_figure(self._monitor, list(record))
+        figure = record[self._monitor]
         best = f"the best {self._monitor} is {figure:.4g}: {self._given[ranked[0]]}"
         self._tell(f"epoch {epoch - 1}: {len(going)} candidates, {best}")
         if self._halving is None or not self._halving.is_rung(epoch):

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import dasktrain as dt
 from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, ModelError
+from dasktrain.inner import Schedule, Stepping
 from dasktrain.plan import Plan, rows_only, shard_seed
 from dasktrain.state import digest
 from tests.reference import tree_sum
@@ -173,10 +175,55 @@ def test_a_run_that_is_resumed_elsewhere_has_the_same_bits(strategy: Any, tmp_pa
     assert resumed.digest == trained(strategy).digest
 
 
+@pytest.mark.parametrize(
+    ("other", "given"),
+    [
+        (dt.DiLoCo(3), {}),
+        (dt.LocalSGD(2), {}),
+        (dt.DiLoCo(2, clip_norm=1.0), {}),
+        (dt.DiLoCo(2), {"optimizer": partial(torch.optim.AdamW, lr=0.02)}),
+        (dt.DiLoCo(2), {"scheduler": falling}),
+    ],
+    ids=["steps", "strategy", "clipped", "rate", "schedule"],
+)
+def test_a_resumed_run_must_step_alike(other: Any, given: dict[str, Any], tmp_path: Any) -> None:
+    url = str(tmp_path / "run")
+    trained(dt.DiLoCo(2), observers=[dt.Checkpoint(url, every="1 round")], max_rounds=2)
+    with pytest.raises(BadInput, match="inner is "):
+        trained(other, resume=url, **given)
+    made = [lambda parameters: adamw(parameters) for _ in range(2)]
+    trained(dt.DiLoCo(2), resume=url, max_rounds=4, optimizer=made[0])
+    trained(dt.DiLoCo(2), resume=url, max_rounds=4, optimizer=made[1])
+
+
+def test_rates_that_are_tensors_are_those_of_their_rounds() -> None:
+    inner = dt.DiLoCo(3).inner(Stepping(lambda p: torch.optim.SGD(p, lr=torch.tensor(1.0)), falling, "round"))
+    schedule = Schedule(inner, nn.Linear(1, 1), 3)
+    assert [float(schedule.at(0, round)[0]["lr"]) for round in range(3)] == pytest.approx([1.0, 0.9, 0.81])
+    rates = [schedule.at(0, round)[0]["lr"] for round in range(3)]
+    assert [float(rate) for rate in rates] == pytest.approx([1.0, 0.9, 0.81])
+
+
+def test_what_goes_on_from_a_run_is_no_shards_optimizer() -> None:
+    result = trained(dt.DiLoCo(2))
+    with pytest.raises(ModelError, match="continued"):
+        trained(dt.DiLoCo(2), model=result.model, optimizer=result.continued(adamw))
+
+
+def test_a_checkpoint_of_another_run_is_left_alone(tmp_path: Any) -> None:
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    trained(dt.LocalSGD(2), observers=[dt.Checkpoint(one)], max_rounds=2)
+    trained(dt.LocalSGD(3), observers=[dt.Checkpoint(other)])
+    before = sorted(path.name for path in Path(other).iterdir())
+    with pytest.raises(BadInput, match="must hold no checkpoints of another run"):
+        trained(dt.LocalSGD(2), resume=one, observers=[dt.Checkpoint(other)])
+    assert sorted(path.name for path in Path(other).iterdir()) == before
+
+
 def test_a_resumed_run_must_take_the_same_steps(tmp_path: Any) -> None:
     url = str(tmp_path / "run")
     trained(dt.DiLoCo(2), observers=[dt.Checkpoint(url, every="1 round")], max_rounds=2)
-    with pytest.raises(BadInput, match="inner is 3 steps of AdamW and was 2 steps of AdamW"):
+    with pytest.raises(BadInput, match="inner is DiLoCo of 3 steps of AdamW"):
         trained(dt.DiLoCo(3), resume=url)
 
 

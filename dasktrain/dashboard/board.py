@@ -111,4 +111,12 @@ class Boards(SchedulerPlugin):  # type: ignore[misc]
             if "workers" in msg and "attempt" not in msg:
                 self.boards[run].answered(msg["workers"])
             else:
-                self._replays[run].play(msg)
+                self._play(self._replays[run], msg)
+
+    @staticmethod
+    def _play(replay: Replay, message: Any) -> None:
+        """Pass a message on; do not wait for ever for one that was lost, and remember no more than is shown."""
+        replay.play(message)
+        if len(replay) > LINES:
+            replay.skip()
+        del replay.history.rounds[:-ROUNDS]

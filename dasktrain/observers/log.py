@@ -41,8 +41,17 @@ class Log(Observer):
 
     def start(self, run: Run) -> None:
         """Open the file and write what was before a resume."""
+        self._records = run.history if self.every == "epoch" else run.history.rounds
+        self._open()
+
+    def _open(self) -> None:
+        """Begin the file with all there is, and columns for all of it."""
         self._file, self._writer = fsspec.open(self.path, "w", newline="").open(), None
-        for record in run.history if self.every == "epoch" else run.history.rounds:
+        if self.path.endswith(".csv") and self._records:
+            names = dict.fromkeys(name for record in self._records for name in record)
+            self._writer = csv.DictWriter(self._file, list(names))
+            self._writer.writeheader()
+        for record in self._records:
             self._write(record)
 
     def round(self, record: Record) -> None:
@@ -59,10 +68,12 @@ class Log(Observer):
         assert self._file is not None
         if self.path.endswith(".jsonl"):
             self._file.write(json.dumps(record) + "\n")
+        elif self._writer is None or not record.keys() <= set(
+            self._writer.fieldnames
+        ):  # what earlier ones did not have
+            self._file.close()
+            self._open()
         else:
-            if self._writer is None:
-                self._writer = csv.DictWriter(self._file, list(record), extrasaction="ignore")
-                self._writer.writeheader()
             self._writer.writerow(record)
         self._file.flush()
 

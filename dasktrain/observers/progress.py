@@ -58,7 +58,7 @@ class Progress(Observer):
         """Show the running epoch, now and then."""
         assert self._screen is not None
         if monotonic() - self._shown > self._screen.pause and self._shown:
-            self._show(record, record["round"] + 1)
+            self._show(record, record["round"] + record.get("rounds", 1))
         self._shown = self._shown or monotonic()
 
     def epoch(self, record: Record) -> None:
