@@ -30,6 +30,7 @@ from dasktrain.resume import Saved, capture, identity
 from dasktrain.shipping import check_ships, pack
 from dasktrain.state import Cursor, TrainState, optimizer_bytes
 from dasktrain.strategies import Sums
+from dasktrain.topology import Reduction
 from dasktrain.vector import Memory, plain_memory
 from dasktrain.wire import Wire
 
@@ -57,6 +58,7 @@ class Settings:
     determinism: Determinism
     ship: tuple[str, ...] = ()
     balance: Balance | None = None
+    reduction: Reduction = "auto"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Training:
     stage: Callable[[str], None]
     ship: tuple[str, ...]
     balance: Balance | None
+    reduction: Reduction
 
     def run(self) -> Result:
         """Train, and close the wire."""
@@ -107,6 +110,8 @@ class Training:
             self.stage(f"building replicas on {len(self.wire.workers)} workers")
             cursor = self.driver.run.cursor
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
+            if chosen := self.wire.choose(self.reduction, self.driver.state.message()):
+                self.stage(chosen)
             self.driver.drive()
             return Result.of(self.driver.state, self.encoding, self.driver, self.ship, self.balance)
         finally:
@@ -267,6 +272,7 @@ class Fitting:
             self._stage,
             self.settings.ship,
             self.settings.balance,
+            self.settings.reduction,
         )
 
     def _facts(self, prepared: Prepared, state: TrainState, threads: int) -> dict[str, Any]:
