@@ -265,10 +265,9 @@ class DaskWire:
             if isinstance(news, Attached):
                 news.channel.unblock()
                 self._channels[news.worker] = news.channel
-                meeting = news.meeting if setting("shared-memory") else None
-                self._parties.add(news.worker, meeting)
+                self._parties.add(news.worker, news.meeting if setting("shared-memory") else None)
                 if news.has_peers and not isinstance(news.channel, SharedChannel):
-                    self._owners.add(news.worker, meeting.host if meeting else None, news.rate)
+                    self._owners.add(news.worker, news.rate)
                 inbox.watch(news.worker, news.channel)
                 events.append(Ready(news.worker, news.domain))
                 continue

@@ -81,7 +81,7 @@ class Lines:
                 self._selector.modify(channel, READ | WRITE, number)
 
     def served(self, timeout: float) -> Iterator[tuple[int, Message | None]]:
-        """Send what can be; yield what comes within `timeout` seconds: messages, good until the next, None for an end."""
+        """Send what can be; yield what comes within `timeout` seconds: messages, good until the next, or None."""
         ready = dict.fromkeys(self._unread, READ)
         self._unread.clear()
         for key, mask in self._selector.select(0 if ready else timeout):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from statistics import median
 from time import monotonic
+from urllib.parse import urlsplit
 
 from dasktrain import buckets
 from dasktrain.buckets import owner
@@ -52,8 +53,8 @@ class Round:
 class Owners:
     """Workers that can reduce among themselves, and those that do in the round under way.
 
-    They are on other hosts than the driver, and on hosts of their own: those that share one add up there instead, see
-    :class:`dasktrain.wire.parties.Parties`. Parameters must not have tables, whose rows go to each worker alone.
+    They are on other hosts than the driver, and have addresses of their own: if some share a host, these add up there
+    instead, see :class:`dasktrain.wire.parties.Parties`. There must not be tables, whose rows go to each worker alone.
 
     An answer of a peer counts when all of its sums have come: from their owners, or from itself. Whom the first misses
     that misses anyone is left out for the rest of the epoch; what follows from that is not held against anybody.
@@ -61,7 +62,7 @@ class Owners:
 
     def __init__(self) -> None:
         self.reduction: Reduction = "flat"
-        self._able: dict[str, tuple[str, float | None]] = {}  # worker -> its host, and bytes a second if measured
+        self._able: dict[str, float | None] = {}  # worker -> bytes a second, if they were measured
         self._alone: set[str] = set()
         self._epoch = -1
         self._mesh: tuple[str, tuple[str, ...]] = "", ()
@@ -70,9 +71,9 @@ class Owners:
 
     # -- who ------------------------------------------------------------------------------------------------------
 
-    def add(self, worker: str, host: str | None, rate: float | None) -> None:
-        """Take note of a worker that can, of its host, if known, and the bytes a second that go there, if measured."""
-        self._able[worker] = host or worker, rate
+    def add(self, worker: str, rate: float | None) -> None:
+        """Take note of a worker that can, and of the bytes a second that go there, if they were measured."""
+        self._able[worker] = rate
 
     def forget(self, worker: str) -> None:
         """Take note of a worker's end."""
@@ -100,8 +101,8 @@ class Owners:
 
     def _links(self, workers: Iterable[str], state: State) -> Links | None:
         """Return what is known of some workers' links; None: nothing, or they cannot reduce with such a state."""
-        hosts = [self._able[worker][0] for worker in workers]
-        rates = [rate for _, rate in self._able.values() if rate is not None]
+        hosts = [urlsplit(worker).hostname for worker in workers]
+        rates = [rate for rate in self._able.values() if rate is not None]
         size, width = state.parameters.nbytes, state.parameters.itemsize
         if not rates or state.tables or size < state.buffers.nbytes:
             return None

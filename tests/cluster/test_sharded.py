@@ -29,11 +29,21 @@ WORKERS, SHARDS = 3, 4
 BUCKETS = -(-WIDE // buckets.SIZE)
 
 
+class Hosts(LocalCluster):
+    """Each worker has an address of its own, as if it were on a host of its own."""
+
+    def new_worker_spec(self) -> dict[int, Any]:
+        """Return the next worker's number and how it is started."""
+        ((number, spec),) = super().new_worker_spec().items()
+        return {number: spec | {"options": spec["options"] | {"host": f"127.0.0.{number + 2}"}}}
+
+
 @contextmanager
 def cluster_of(**security: Any) -> Iterator[Client]:
     """Start workers that may be killed, whose nannies start others."""
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}):
-        cluster = LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0", **security)
+        cluster = Hosts(n_workers=0, threads_per_worker=1, dashboard_address=":0", **security)
+        cluster.scale(WORKERS)
         with Client(cluster, set_as_default=False) as client:
             yield client
         with suppress(KeyError):  # LocalCluster.close trips over a worker that it has not seen come back
@@ -136,6 +146,7 @@ def test_peers_meet_by_tls_on_a_cluster_that_has_it(wanted: str, came: Counter[t
     with ExitStack() as ends:
         client = ends.enter_context(cluster_of(protocol="tls", security=Security.temporary()))
         ends.enter_context(dask.config.set({"dasktrain.shared-memory": False}))
+        client.wait_for_workers(WORKERS, timeout=60)
         assert fit(client, made(), reduction="sharded").digest == wanted
     assert came == {(0, SHARDS): ROUNDS * BUCKETS}
 
