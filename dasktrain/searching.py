@@ -270,9 +270,7 @@ class _Search:
         rows: list[Record] = []
         for number, training in enumerate(self._trainings):
             driver, lost = training.driver, number in failed
-            results.append(
-                None if lost else Result.of(driver.state, training.encoding, driver, training.ship, training.balance)
-            )
+            results.append(None if lost else training.result())
             result = results[-1]
             rows.append(
                 self._given[number]

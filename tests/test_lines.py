@@ -54,6 +54,20 @@ def test_an_end_is_told_once_and_what_is_posted_afterwards_goes_nowhere(
         assert list(lines.served(0)) == []
 
 
+def test_what_comes_is_activity_and_an_end_is_none(pair: tuple[Lines, Lines, Channel, Channel]) -> None:
+    left, right, _, other = pair
+    list(right.served(0))  # the first look is at what may have been read ahead
+    began = right.active
+    left.post(7, {})
+    list(left.served(PATIENCE))
+    other._socket.recv(1, socket.MSG_PEEK)  # part of a message is there
+    list(right.served(PATIENCE))
+    assert (came := right.active) > began
+    left.drop(7)
+    assert list(right.served(PATIENCE)) == [(7, None)]
+    assert right.active == came
+
+
 def test_nonsense_ends_a_line(pair: tuple[Lines, Lines, Channel, Channel]) -> None:
     left, right, one, _ = pair
     one._socket.send(MAGIC[::-1] * 3)

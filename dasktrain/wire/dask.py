@@ -20,7 +20,7 @@ from distributed import Client
 
 from dasktrain.config import seconds, setting
 from dasktrain.errors import AttachError, BadInput, InsecureCluster, SchedulerLost, WireError
-from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Received
+from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Received, Waits
 from dasktrain.messages import (
     Bucket,
     Failure,
@@ -46,7 +46,7 @@ from dasktrain.wire.leases import Attached, Leases, reach
 from dasktrain.wire.owners import Owners, parts
 from dasktrain.wire.parties import Ask, Parties
 from dasktrain.wire.placing import LOOK, Placing, released
-from dasktrain.wire.sharded import DELIVERED, LACKS, SEND_AGAIN, SENT_AGAIN
+from dasktrain.wire.sharded import DELIVERED, LACKS, SEND_AGAIN, SENT_AGAIN, WAITS
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store
 from dasktrain.wire.tables import Changes
 from dasktrain.wire.together import PASSED
@@ -251,6 +251,7 @@ class DaskWire:
                 events += self._served(worker, readable, writable)
         events += self._heard(self._inbox)
         events += self._settled()
+        events += map(Waits, self._owners.held)
         if not events and not self._channels and self._watch is not None and self._watch.lost:
             raise SchedulerLost(
                 f"The scheduler must live as long as the run, however {self.client.scheduler.address} is gone and the "
@@ -286,6 +287,7 @@ class DaskWire:
             while readable and (message := channel.poll()) is not None:
                 if "mark" in message[0]:
                     self._heed(worker, message[0])
+                    events.append(Waits(worker))
                     continue
                 reply = decode_reply(*message)
                 if isinstance(reply, Bucket):  # one at a time, so that those of all workers arrive side by side
@@ -312,7 +314,7 @@ class DaskWire:
                 self._post(worker, task, None)
         elif mark == SENT_AGAIN:
             self._owners.sent_again(worker, task, places)
-        else:
+        elif mark != WAITS:
             raise WireError(f"A worker must tell what is known here, however it told {mark!r:.80}; report this")
 
     def _settled(self) -> list[Event]:

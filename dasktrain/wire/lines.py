@@ -18,7 +18,8 @@ class Lines:
     Attributes
     ----------
     active : float
-        When, on the monotonic clock, a byte went or came last.
+        When, on the monotonic clock, something came last, or went on a line with a number that is not negative. The end
+        of a line is nothing.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,6 @@ class Lines:
         ready = dict.fromkeys(self._unread, READ)
         self._unread.clear()
         for key, mask in self._selector.select(0 if ready else timeout):
-            self.active = monotonic()
             ready[key.data] = ready.get(key.data, 0) | mask
         for number, mask in ready.items():
             if number in self._lines:
@@ -99,6 +99,8 @@ class Lines:
             while mask & READ and number in self._lines and (message := channel.poll()) is not None:
                 yield number, message
                 channel.reuse(message[1])
+            if mask & READ or number >= 0:
+                self.active = monotonic()
         except (OSError, WireError):
             self.drop(number)
             yield number, None

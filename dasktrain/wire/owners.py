@@ -138,14 +138,16 @@ class Owners:
         round.first = round.first or monotonic() - round.began
         place = round.place(worker)
         round.answers[worker] = answer
+        lost = {place}
         if delivered is None:
             round.owed[worker].clear()
-        elif missed := {other for other, owed in enumerate(round.owed.values()) if place in owed} - delivered:
-            self._blame(round, place, missed)
-        for other, owed in enumerate(round.owed.values()):
-            if delivered is not None and other in delivered:
-                owed.discard(place)
-        self._lose(round, [place])
+        else:
+            missed = {other for other, owed in enumerate(round.owed.values()) if place in owed} - delivered
+            lost |= self._blame(round, place, missed)
+            for other, owed in enumerate(round.owed.values()):
+                if other in delivered:
+                    owed.discard(place)
+        self._lose(round, lost)
         return False
 
     def lacks(self, worker: str, task: Task, places: frozenset[int]) -> bool:
@@ -154,8 +156,8 @@ class Owners:
         if round is None or round.tasks.get(worker) != task:
             self._complete.append((worker, Answer(task, (), 0.0)))
             return False
-        self._blame(round, round.place(worker), set(places))
-        self._lose(round, [round.place(worker)])
+        place = round.place(worker)
+        self._lose(round, {place} | self._blame(round, place, set(places)))
         return True
 
     def sent_again(self, worker: str, task: Task, places: frozenset[int]) -> None:
@@ -180,13 +182,18 @@ class Owners:
             return inf
         return max(0.0, round.began + round.first + max(LEAST, round.first) - monotonic())
 
+    @property
+    def held(self) -> list[str]:
+        """Workers that have answered, and wait for what others are to deliver."""
+        return list(self._round.answers) if self._round is not None else []
+
     def complete(self) -> list[tuple[str, Answer]]:
         """Return the answers that count since the last call."""
         round = self._round
         if round is not None and self.rest() == 0:
             silent = set(range(len(round.tasks))) - round.absent
             self._fault(round)
-            self._alone |= {worker for place, worker in enumerate(round.tasks) if place in silent}
+            self._leave_out(round, silent)
             self._lose(round, silent)
         complete, self._complete = self._complete, []
         return complete
@@ -218,12 +225,18 @@ class Owners:
         round.faulty = True
         self._mesh = "", ()
 
-    def _blame(self, round: Round, place: int, missed: set[int]) -> None:
-        """Leave out whom the first misses that misses anyone: itself, if that is most of the others."""
-        if not round.faulty:
-            self._fault(round)
-            blamed = missed if 2 * len(missed) < len(round.tasks) else {place}
-            self._alone |= {worker for number, worker in enumerate(round.tasks) if number in blamed}
+    def _blame(self, round: Round, place: int, missed: set[int]) -> set[int]:
+        """Leave out whom the first misses that misses anyone: itself, if that is most of the others; return whom."""
+        if not missed or round.faulty:
+            return set()
+        self._fault(round)
+        blamed = missed if 2 * len(missed) < len(round.tasks) else {place}
+        self._leave_out(round, blamed)
+        return blamed
+
+    def _leave_out(self, round: Round, places: set[int]) -> None:
+        """Have some take no part for the rest of the epoch."""
+        self._alone |= {worker for place, worker in enumerate(round.tasks) if place in places}
 
 
 def parts(task: Task, way: Way, parameters: Vector) -> Iterator[tuple[Header, list[Vector]]]:

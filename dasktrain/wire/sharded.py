@@ -42,13 +42,13 @@ from dasktrain.wire.lines import Lines
 
 #: seconds in which nothing comes or goes, after which peers are not waited for; or as long as the work itself took
 SILENCE = 3.0
-#: seconds between looks at the time
+#: seconds between looks at the time, and between signs while nothing comes or goes
 LOOK = 0.5
 #: the driver's number among lines, where peers have their places
 DRIVER = -1
-#: what a worker tells the driver: that it lacks parameters of some owners, that it has sent again what is some owners';
-#: and the driver a worker: to do that
-LACKS, SENT_AGAIN, SEND_AGAIN = "lacks", "sent again", "send again"
+#: what a worker tells the driver: that it waits for peers, that it lacks parameters of some owners, that it has sent
+#: again what is some owners'; and the driver a worker: to do that
+WAITS, LACKS, SENT_AGAIN, SEND_AGAIN = "waits", "lacks", "sent again", "send again"
 #: what the header of an answer has: places of those whose sums this owner has got, and has sent
 DELIVERED = "delivered"
 
@@ -183,8 +183,11 @@ class Member:
 
     def _serve_while(self, pending: Callable[[], bool]) -> None:
         """Serve all lines until there is nothing to wait for, or nobody to wait for."""
-        began = monotonic()
-        while pending() and monotonic() - max(began, self._lines.active) < self._patience:
+        began = told = monotonic()
+        while pending() and (now := monotonic()) - (quiet := max(began, self._lines.active)) < self._patience:
+            if now - max(quiet, told) >= LOOK:
+                self._lines.post(DRIVER, encode_mark(WAITS, self._task))
+                told = now
             self._serve(LOOK)
 
     def _serve(self, timeout: float) -> None:
