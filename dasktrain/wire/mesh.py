@@ -6,7 +6,7 @@ by the name of a mesh, which the driver makes up and tells to nobody else; TLS, 
 
 import asyncio
 import socket
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -59,6 +59,10 @@ class Doorstep:
 
     def _take(self, comm: Comm, mesh: str, place: int) -> str:
         """Be a handler of the worker's server: keep the connection's socket."""
+        if type(mesh) is not str or type(place) is not int:
+            raise WireError(
+                f"A peer must tell its mesh and its place, however {mesh!r:.80}, {place!r:.80}; report this"
+            )
         channel = Channel(detach(comm))
         channel.send({"taken": True})
         self._visitors.put(Visitor(mesh, place, channel))
@@ -76,11 +80,11 @@ class Doorstep:
         lines, deadline = Lines(), monotonic() + MEET
         calls = {place: self._call(address, way) for place, address in enumerate(way.peers[: way.place])}
         for place, call in calls.items():
-            with suppress(OSError, AttachError, WireError):  # it cannot be reached, or is no peer
-                lines.add(place, _taken(call.result(), deadline))
+            with suppress(OSError, AttachError, WireError, CancelledError):  # it cannot be reached, or is no peer
+                lines.add(place, _taken(call.result(2 * MEET), deadline))
         after = set(range(way.place + 1, len(way.peers)))
         with suppress(Empty):
-            while after:
+            while after and monotonic() < deadline:
                 visitor = self._visitors.get(timeout=_rest(deadline))
                 if visitor.mesh == way.mesh and visitor.place in after:
                     lines.add(visitor.place, visitor.channel)
