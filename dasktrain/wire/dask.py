@@ -29,6 +29,7 @@ from dasktrain.messages import (
     Sharded,
     State,
     Task,
+    Vector,
     Way,
     decode_mark,
     decode_places,
@@ -213,21 +214,26 @@ class DaskWire:
             self._post(worker, task, ways.get(worker))
 
     def _post(self, worker: str, task: Task, way: Way) -> None:
-        channel = self._channels.get(worker)
+        channel, state = self._channels.get(worker), self._state
         if channel is None:
             return  # its leaving is in the news
-        assert self._state is not None
-        assert self._inbox is not None
+        assert state is not None
         self._asked[worker] = monotonic()
+        of_rows = state.tables and not isinstance(channel, SharedChannel)
+        encode = partial(self._changes.encode, worker) if of_rows else encode_ask
+        with_it = replace(state, parameters=state.parameters[:0]) if isinstance(way, Sharded) else state
+        header, arrays = encode(task, with_it)
+        self._tell(worker, (header | encode_way(way), arrays), *parts(task, way, state.parameters))
+
+    def _tell(self, worker: str, *messages: tuple[Header, Sequence[Vector]]) -> None:
+        """Send messages, as far as the connection takes them now; if it is gone, that is in the news."""
+        channel = self._channels.get(worker)
+        if channel is None:
+            return
+        assert self._inbox is not None
         try:
-            of_rows = self._state.tables and not isinstance(channel, SharedChannel)
-            encode = partial(self._changes.encode, worker) if of_rows else encode_ask
-            sharded = isinstance(way, Sharded)
-            state = replace(self._state, parameters=self._state.parameters[:0]) if sharded else self._state
-            header, arrays = encode(task, state)
-            channel.post(header | encode_way(way), arrays)
-            for part in parts(task, way, self._state.parameters):
-                channel.post(*part)
+            for message in messages:
+                channel.post(*message)
             if not channel.flush():
                 self._inbox.watch(worker, channel, writing=True)
         except OSError as error:
@@ -321,19 +327,8 @@ class DaskWire:
         """Return the answers of which all has come, and have sent again what will not come by way of its owner."""
         complete = self._owners.complete()
         for worker, task, places in self._owners.to_send_again():
-            self._tell(worker, encode_mark(SEND_AGAIN, task, sorted(places)))
+            self._tell(worker, (encode_mark(SEND_AGAIN, task, sorted(places)), ()))
         return [Answered(worker, answer) for worker, answer in complete]
-
-    def _tell(self, worker: str, header: Header) -> None:
-        channel = self._channels.get(worker)
-        if channel is not None:
-            assert self._inbox is not None
-            try:
-                channel.post(header)
-                if not channel.flush():
-                    self._inbox.watch(worker, channel, writing=True)
-            except OSError as error:
-                self._inbox.tell(self._lost(worker, error))
 
     def _lost(self, worker: str, error: Exception) -> Left:
         self._forget(worker)
