@@ -27,7 +27,7 @@ from tests.network.hosts import Network, connected, missing
 
 WORKERS = ("amy", "bob", "cat", "dan")
 WAYS = ("flat", "sharded")
-ROUNDS, WARM, TURNS = 6, 2, 3
+ROUNDS, WARM, TURNS = 5, 2, 2
 
 
 class Chosen(dt.Observer):

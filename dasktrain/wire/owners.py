@@ -11,11 +11,13 @@ from urllib.parse import urlsplit
 from dasktrain import buckets
 from dasktrain.buckets import owner
 from dasktrain.messages import Answer, Header, Sharded, State, Task, Vector, Way, encode_part
-from dasktrain.topology import Links, Reduction
+from dasktrain.topology import FEWEST, Links, Reduction
 from dasktrain.wire.parties import Ask
 
 #: after the first answer of a round the others are waited for as long again as that took, and at least so many seconds
 LEAST = 0.5
+#: what must be for workers to reduce among themselves
+NEEDS = f"{FEWEST} or more workers, on hosts of their own, and {buckets.SIZE:,} parameters for each"
 
 
 @dataclass
@@ -94,10 +96,11 @@ class Owners:
         if links is None or reduction == "flat":
             return ""
         best = links.best(reduction)
-        wire = f"{getattr(links, best):.3g} s of a round on the wire at {links.rate * 8 / 1e6:.0f} Mbit/s"
+        wire = f"about {getattr(links, best):.3g} s of a round on the wire at {links.rate * 8 / 1e6:.0f} Mbit/s"
         if best == "sharded":
-            return f"{links.workers} workers reduce among themselves (sharded): about {wire}; flat {links.flat:.3g} s"
-        return f"the driver reduces (flat): about {wire}" + (f"; sharded {links.sharded:.3g} s" * links.can_shard)
+            return f"{links.workers} workers reduce among themselves (sharded): {wire}; flat {links.flat:.3g} s"
+        other = f"sharded {links.sharded:.3g} s" if links.can_shard else f"sharded takes {NEEDS}"
+        return f"the driver reduces (flat): {wire}; {other}"
 
     def _links(self, workers: Iterable[str], state: State) -> Links | None:
         """Return what is known of some workers' links; None: nothing, or they cannot reduce with such a state."""
