@@ -47,27 +47,31 @@ def carried() -> int:
 
 
 def drive(scheduler: str, rounds: str) -> dict[str, Any]:
-    """Be the driver's host: train there and back, by turns; then with as many workers here."""
+    """Be the driver's host: train there and back, and with as many workers here, by turns; then in this process."""
     found: dict[str, Any] = {way: {"seconds": [], "driver": [], "worker": []} for way in WAYS}
-    chosen, digests = Chosen(), set[str]()
-    with Client(scheduler, timeout=PATIENCE) as client:
+    chosen, digests, local = Chosen(), set[str](), list[float]()
+    here = LocalCluster(n_workers=len(WORKERS), threads_per_worker=1, dashboard_address=":0")
+    with here, Client(here) as near, Client(scheduler, timeout=PATIENCE) as client:
         client.wait_for_workers(len(WORKERS), timeout=PATIENCE)
         for _ in range(TURNS):
             for way in WAYS:
                 result, bytes_driver, bytes_worker = metered(client, int(rounds), way)
                 digests.add(result.digest)
-                found[way]["seconds"] += [record["seconds"] for record in result.history.rounds[WARM:]]
+                found[way]["seconds"] += seconds(result)
                 found[way]["driver"].append(bytes_driver)
                 found[way]["worker"].append(bytes_worker)
+            result = train(near, int(rounds), "auto")
+            digests.add(result.digest)
+            local += seconds(result)
         digests.add(train(client, int(rounds), "auto", chosen).digest)
-    local = LocalCluster(n_workers=len(WORKERS), threads_per_worker=1, dashboard_address=":0")
-    with local as cluster, Client(cluster) as client:
-        result = train(client, int(rounds), "auto")
-        digests.add(result.digest)
     with dask.config.set({"dasktrain.threads": 1}):
         digests.add(train(dt.LocalWire(), int(rounds), "auto").digest)
-    seconds = [record["seconds"] for record in result.history.rounds[WARM:]]
-    return found | {"local": seconds, "digests": sorted(digests), "told": chosen.told}
+    return found | {"local": local, "digests": sorted(digests), "told": chosen.told}
+
+
+def seconds(result: dt.Result) -> list[float]:
+    """Return the seconds of each round but the first."""
+    return [record["seconds"] for record in result.history.rounds[WARM:]]
 
 
 def metered(client: Client, rounds: int, way: str) -> tuple[dt.Result, float, float]:
@@ -113,6 +117,9 @@ def figures(found: dict[str, Any], mbit: int) -> dict[str, Any]:
         **{f"wire time, {way}, s": round(wire[way], 3) for way in WAYS},
         **{f"bytes of the driver's link / parameters, {way}": mean(found[way]["driver"], size) for way in WAYS},
         **{f"bytes of a worker's link / parameters, {way}": mean(found[way]["worker"], size) for way in WAYS},
+        "a round, sharded / flat": round(
+            np.median(found["sharded"]["seconds"]) / np.median(found["flat"]["seconds"]), 3
+        ),
         "wire time, sharded / flat": round(wire["sharded"] / wire["flat"], 3),
         "digests of all, one process among them": len(found["digests"]),
         "auto": found["told"],
