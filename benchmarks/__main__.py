@@ -10,6 +10,7 @@ CASES = (
     "sparse",
     "table",
     "network",
+    "sharded",
     "memory",
     "larger_than_memory",
     "text",

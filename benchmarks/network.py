@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import IO, Any
 
 import dask
 import numpy as np
@@ -127,53 +128,45 @@ def drain(address: str) -> None:
 
 def measured(network: Network, folder: Path, rounds: int, mbit: int, workers_per_host: int) -> dict[str, Any]:
     """Start everything on its host, and return what the driver says."""
-    for host in (DRIVER, *WORKERS):
-        network.shape(host, "tbf", "rate", f"{mbit}mbit", "burst", "1mb", "latency", "20ms")
-
-    def start(host: str, *command: str, **options: Any) -> "subprocess.Popen[str]":
-        return network.start(host, *command, cwd=ROOT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
-
-    own, peer = network.address(DRIVER), network.address(WORKERS[0])
-    scheduler = f"tcp://{own}:{SCHEDULER_PORT}"
     with (folder / "log").open("w") as log:
-        quiet = {"stdout": log, "stderr": log}
-        start(
-            DRIVER,
-            *PYTHON,
-            "dask",
-            "scheduler",
-            "--host",
-            own,
-            "--port",
-            str(SCHEDULER_PORT),
-            "--no-dashboard",
-            **quiet,
-        )
-        workers = [(host, str(number)) for host in WORKERS for number in range(workers_per_host)]
-        for host, number in workers:
-            place = ("--host", network.address(host), "--local-directory", str(folder / (host + number)))
-            start(
-                host,
-                *PYTHON,
-                "dask",
-                "worker",
-                scheduler,
-                *place,
-                "--nthreads",
-                "1",
-                "--no-nanny",
-                "--no-dashboard",
-                **quiet,
-            )
-        draining = start(WORKERS[0], *PYTHON, __spec__.name, "drain", peer, stdout=subprocess.PIPE)
+        scheduler, workers = started(network, folder, log, WORKERS, mbit, workers_per_host)
+        peer = network.address(WORKERS[0])
+        draining = start(network, WORKERS[0], *PYTHON, __spec__.name, "drain", peer, stdout=subprocess.PIPE)
         assert draining.stdout is not None
         draining.stdout.readline()
-        told = ("drive", scheduler, peer, str(rounds), str(len(workers)))
-        driver = start(DRIVER, *PYTHON, __spec__.name, *told, stdout=subprocess.PIPE)
-        said, _ = driver.communicate()
+        return said(network, folder, __spec__.name, "drive", scheduler, peer, str(rounds), str(workers))
+
+
+def started(
+    network: Network, folder: Path, log: IO[str], hosts: Sequence[str], mbit: int, workers_per_host: int = 1
+) -> tuple[str, int]:
+    """Start a scheduler on the driver's host and workers on the others; return its address, and how many they are."""
+    for host in (DRIVER, *hosts):
+        network.shape(host, "tbf", "rate", f"{mbit}mbit", "burst", "1mb", "latency", "20ms")
+    own, quiet = network.address(DRIVER), {"stdout": log, "stderr": log}
+    place = ("--host", own, "--port", str(SCHEDULER_PORT))
+    start(network, DRIVER, *PYTHON, "dask", "scheduler", *place, "--no-dashboard", **quiet)
+    scheduler = f"tcp://{own}:{SCHEDULER_PORT}"
+    workers = [(host, str(number)) for host in hosts for number in range(workers_per_host)]
+    for host, number in workers:
+        place = ("--host", network.address(host), "--local-directory", str(folder / (host + number)))
+        plain = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
+        start(network, host, *PYTHON, "dask", "worker", scheduler, *place, *plain, **quiet)
+    return scheduler, len(workers)
+
+
+def start(network: Network, host: str, *command: str, **options: Any) -> "subprocess.Popen[str]":
+    """Start a process on a host."""
+    return network.start(host, *command, cwd=ROOT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
+
+def said(network: Network, folder: Path, module: str, *told: str) -> dict[str, Any]:
+    """Have a part of a module be the driver, and return what it says."""
+    driver = start(network, DRIVER, *PYTHON, module, *told, stdout=subprocess.PIPE)
+    text, _ = driver.communicate()
     if driver.returncode:
         raise RuntimeError(f"The driver must say what it measured, however it failed; the others:\n{logged(folder)}")
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    found: dict[str, Any] = json.loads(text.splitlines()[-1])
     return found
 
 

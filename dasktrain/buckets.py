@@ -18,6 +18,11 @@ from dasktrain.vector import Layout
 SIZE = 1 << 20
 
 
+def owner(offset: int, peers: int) -> int:
+    """Return which of some peers owns the bucket that begins at a number: they take turns."""
+    return offset // SIZE % peers
+
+
 class Outgoing:
     """On a worker: sends a node's sum bucket by bucket, while the last gradients of it are being computed.
 

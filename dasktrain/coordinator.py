@@ -29,6 +29,7 @@ from dasktrain.events import (
     Release,
     Slow,
     Wait,
+    Waits,
 )
 from dasktrain.fleet import Fleet
 from dasktrain.messages import Answer, Bucket, Kind, Partial, State, Task, Vector
@@ -231,6 +232,8 @@ class Coordinator:
                 elif isinstance(event, Answered):
                     partials += self._used(event)
                     first_answer = first_answer or monotonic() - started
+                elif isinstance(event, Waits):
+                    self._since[event.worker] = monotonic()  # it is not this one that is late
                 self._take(event)
             if not self._fleet.complete and monotonic() >= deadline:
                 late = ", ".join(sorted(self._fleet.busy))

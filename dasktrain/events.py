@@ -59,6 +59,13 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Waits:
+    """A worker that has not answered yet is well, and waits for others."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A worker raised instead of answering."""
 
@@ -73,7 +80,7 @@ class Slow:
     worker: str
 
 
-Event = Joined | Ready | Refused | Left | Received | Answered | Failed | Slow
+Event = Joined | Ready | Refused | Left | Received | Answered | Waits | Failed | Slow
 
 # -- instructions -----------------------------------------------------------------------------------------
 

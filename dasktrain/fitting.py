@@ -30,6 +30,7 @@ from dasktrain.resume import Saved, capture, identity
 from dasktrain.shipping import check_ships, pack
 from dasktrain.state import Cursor, TrainState, optimizer_bytes
 from dasktrain.strategies import Sums
+from dasktrain.topology import Reduction
 from dasktrain.vector import Memory, plain_memory
 from dasktrain.wire import Wire
 
@@ -57,6 +58,7 @@ class Settings:
     determinism: Determinism
     ship: tuple[str, ...] = ()
     balance: Balance | None = None
+    reduction: Reduction = "auto"
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,7 @@ class Training:
     driver: Driver
     encoding: Encoding
     stage: Callable[[str], None]
-    ship: tuple[str, ...]
-    balance: Balance | None
+    settings: Settings
 
     def run(self) -> Result:
         """Train, and close the wire."""
@@ -107,11 +108,17 @@ class Training:
             self.stage(f"building replicas on {len(self.wire.workers)} workers")
             cursor = self.driver.run.cursor
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
+            if chosen := self.wire.choose(self.settings.reduction, self.driver.state.whole()):
+                self.stage(chosen)
             self.driver.drive()
-            return Result.of(self.driver.state, self.encoding, self.driver, self.ship, self.balance)
+            return self.result()
         finally:
             self.wire.close()
             self.driver.coordinator.close()
+
+    def result(self) -> Result:
+        """Return what the run leaves."""
+        return Result.of(self.driver.state, self.encoding, self.driver, self.settings.ship, self.settings.balance)
 
 
 @dataclass(frozen=True)
@@ -266,8 +273,7 @@ class Fitting:
             driver,
             prepared.encoding,
             self._stage,
-            self.settings.ship,
-            self.settings.balance,
+            self.settings,
         )
 
     def _facts(self, prepared: Prepared, state: TrainState, threads: int) -> dict[str, Any]:

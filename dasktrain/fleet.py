@@ -30,6 +30,7 @@ from dasktrain.events import (
     Release,
     Slow,
     Wait,
+    Waits,
 )
 from dasktrain.messages import Failure, Task
 
@@ -129,8 +130,8 @@ class Fleet:
                 return self._refused(worker, reason)
             case Left(worker, reason):
                 return self._left(worker, reason)
-            case Received():
-                return []  # what counts is the answer that it is a part of
+            case Received() | Waits():
+                return []  # what counts is the answer
             case Answered(worker, answer):
                 return self._answered(worker, answer.task)
             case Failed(worker, failure):

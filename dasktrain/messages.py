@@ -141,8 +141,30 @@ class Joint:
     tasks: tuple[Task, ...]
 
 
-#: how an answer is to be sent; None: as ever
-Way = Via | Joint | None
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """Reduce among peers: of the parameters and of the gradient, each peer owns some buckets.
+
+    Attributes
+    ----------
+    mesh : str
+        Name of the connections among them, which nobody else knows.
+    place : int
+        Which of the peers this worker is.
+    peers : tuple of str
+        Their addresses.
+    tasks : tuple of Task
+        What each of them computes.
+    """
+
+    mesh: str
+    place: int
+    peers: tuple[str, ...]
+    tasks: tuple[Task, ...]
+
+
+#: how parameters come and an answer is to be sent; None: as ever
+Way = Via | Joint | Sharded | None
 
 
 def encode_way(way: Way) -> Header:
@@ -152,6 +174,9 @@ def encode_way(way: Way) -> Header:
             return {"via": gate}
         case Joint(tasks):
             return {"joint": [(task.start, task.stop) for task in tasks]}
+        case Sharded(mesh, place, peers, tasks):
+            shares = [(task.start, task.stop) for task in tasks]
+            return {"mesh": mesh, "place": place, "peers": list(peers), "shares": shares}
     return {}
 
 
@@ -196,6 +221,8 @@ def decode_way(header: Header, task: Task) -> Way:
     """
     if "via" in header:
         return Via(_of(str, header["via"]))
+    if "mesh" in header:
+        return _sharded(header, task)
     if "joint" not in header:
         return None
     tasks, end = [], task.stop
@@ -207,15 +234,43 @@ def decode_way(header: Header, task: Task) -> Way:
     return Joint(tuple(tasks))
 
 
-def encode_mark(mark: str, task: Task) -> Header:
-    """Turn what one worker tells another of a task into a header."""
-    return {"mark": mark, "task": _plain(task)}
+def _sharded(header: Header, task: Task) -> Sharded:
+    tasks = tuple(replace(task, start=_of(int, start), stop=_of(int, stop)) for start, stop in header["shares"])
+    peers, place = tuple(_of(str, peer) for peer in header["peers"]), _of(int, header["place"])
+    if len(peers) != len(tasks) or not 0 <= place < len(peers) or tasks[place] != task:
+        raise ValueError(f"peer {place} of {len(peers)} does not compute {task.start} to {task.stop}")
+    if any(not 0 <= each.start < each.stop for each in tasks):
+        raise ValueError("a peer computes nothing")
+    return Sharded(_of(str, header["mesh"]), place, peers, tasks)
+
+
+def encode_mark(mark: str, task: Task, places: Sequence[int] = ()) -> Header:
+    """Turn what is told of a task, and of which peers, into a header."""
+    return {"mark": mark, "task": _plain(task)} | ({"places": list(places)} if places else {})
 
 
 @reading()
 def decode_mark(header: Header) -> tuple[str, Task]:
-    """Return what another worker tells, and of which task."""
+    """Return what is told, and of which task."""
     return _of(str, header["mark"]), _task(header["task"])
+
+
+@reading()
+def decode_places(header: Header, name: str = "places") -> frozenset[int]:
+    """Return the peers that something is told of."""
+    return frozenset(_of(int, place) for place in header.get(name, ()))
+
+
+def encode_part(task: Task, offset: int, values: Vector) -> tuple[Header, list[Vector]]:
+    """Turn a part of a round's parameters into header and arrays."""
+    return {"part": offset, "task": _plain(task), "dtype": values.dtype.name}, [values]
+
+
+@reading()
+def decode_part(header: Header, frames: Sequence[Any]) -> tuple[Task, int, Vector]:
+    """Return what a part of the parameters is for, its first number and its values."""
+    (values,) = frames
+    return _task(header["task"]), _of(int, header["part"]), _array(values, header["dtype"])
 
 
 def encode_attach(task: Task, replica: bytes, keys: bytes) -> tuple[Header, list[bytes]]:

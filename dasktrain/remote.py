@@ -23,7 +23,8 @@ from dasktrain.relay import Relay, Replay
 from dasktrain.result import Result
 from dasktrain.resume import Saved
 from dasktrain.shipping import by_value, pack, run_packed
-from dasktrain.wire.dask import DaskWire, quiet_graphs
+from dasktrain.wire.dask import DaskWire
+from dasktrain.wire.placing import quiet_graphs
 
 #: seconds between looks at whether a run has ended
 LOOK = 0.5

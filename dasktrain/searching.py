@@ -156,6 +156,8 @@ def search(
     plain = known_keywords(settings_of)(**settings)
     if plain.resume is not None:
         raise BadInput("A search must start anew, however resume is given; resume a fit of the best candidate instead")
+    if plain.reduction == "sharded":
+        raise BadInput('Candidates must be reduced by the driver, however reduction is "sharded"; leave it out')
     fittings = [_fitting(make, candidate, data, validation, plain) for candidate in given]
     if len({fitting.fold is None for fitting in fittings}) > 1:
         raise BadInput("Every candidate must have a fold or none, however only some have; give the others one")
@@ -274,9 +276,7 @@ class _Search:
         rows: list[Record] = []
         for number, training in enumerate(self._trainings):
             driver, lost = training.driver, number in failed
-            results.append(
-                None if lost else Result.of(driver.state, training.encoding, driver, training.ship, training.balance)
-            )
+            results.append(None if lost else training.result())
             result = results[-1]
             rows.append(
                 self._given[number]

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,13 +119,18 @@ class TrainState:
         return torch.get_num_threads() if fused and self.parameters.layout.size >= LARGE else pinned
 
     def message(self) -> State:
-        """Return what a round starts from, and what of its tables has changed since; the arrays share memory."""
+        """Return what a round starts from, and what of its tables has changed since the last; arrays share memory."""
+        state = self.whole()
+        changed = zip(state.tables, self._changed.take(), strict=True)
+        return replace(state, tables=tuple(replace(table, changed=rows) for table, rows in changed))
+
+    def whole(self) -> State:
+        """Return what a round starts from, as if all of its tables had changed; the arrays share memory."""
         parameters = self.parameters
-        changed = zip(parameters.tables.items(), self._changed.take(), strict=True)
-        tables = [
-            Table(parameters.layout.places[name].start, len(table), table.shape[1], rows)
-            for (name, table), rows in changed
-        ]
+        tables = (
+            Table(parameters.layout.places[name].start, len(table), table.shape[1])
+            for name, table in parameters.tables.items()
+        )
         return State(parameters.vector.numpy(), self.buffers.vector.numpy(), tuple(tables))
 
     def step(self, touched: Sequence[Touched]) -> None:

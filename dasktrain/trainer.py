@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from distributed import Client, LocalCluster
 from torch import nn
@@ -30,6 +30,7 @@ from dasktrain.remote import launch, obeying
 from dasktrain.result import Result
 from dasktrain.shipping import check_shipped, shipped
 from dasktrain.strategies import GradientAveraging, Strategy
+from dasktrain.topology import Reduction
 from dasktrain.wire import Wire
 from dasktrain.wire.dask import DaskWire
 
@@ -161,6 +162,7 @@ class Trainer:
         driver: Literal["auto", "client", "cluster"] = "auto",
         ship: Sequence[str] = (),
         balance: Balance | None = None,
+        reduction: Reduction = "auto",
     ) -> Result:
         """Train on the workers of a cluster and return the trained model.
 
@@ -206,6 +208,12 @@ class Trainer:
         balance
             What is done about classes that are rare, such as ``dt.balance.Oversample()``; see
             :mod:`dasktrain.balance`.
+        reduction
+            How parameters and gradients travel; no result depends on it. ``"flat"``: all through the driver's link.
+            ``"sharded"``: each worker adds up a part of the gradient and passes a part of the parameters on, so that no
+            link carries more than about twice the parameters a round in each direction, among 3 or more workers on
+            hosts of their own that can connect to each other. ``"auto"``: what takes less time at the bandwidth found
+            at the start, which an observer's `stage` is told. Where workers share a host, they add up there instead.
 
         Returns
         -------
@@ -223,7 +231,19 @@ class Trainer:
         if driver not in (choices := ("auto", "client", "cluster")):
             raise BadInput(f"driver must be one of {choices}, however it is {driver!r}")
         settings = settings_of(
-            epochs, batch_size, shards, seed, max_rounds, partition, shuffle, window, resume, determinism, ship, balance
+            epochs,
+            batch_size,
+            shards,
+            seed,
+            max_rounds,
+            partition,
+            shuffle,
+            window,
+            resume,
+            determinism,
+            ship,
+            balance,
+            reduction,
         )
         fitting = Fitting(self, data, validation, settings)
         with shipped(settings.ship), wire_of(client) as wire:
@@ -278,10 +298,13 @@ def settings_of(
     determinism: Determinism = "strict",
     ship: Sequence[str] = (),
     balance: Balance | None = None,
+    reduction: Reduction = "auto",
 ) -> Settings:
     """Check what :meth:`Trainer.fit` was asked for."""
     if determinism not in (choices := ("strict", "off")):
         raise BadInput(f"determinism must be one of {choices}, however it is {determinism!r}")
+    if reduction not in (ways := get_args(Reduction)):
+        raise BadInput(f"reduction must be one of {ways}, however it is {reduction!r}")
     if not isinstance(balance, Balance | None):
         raise BadInput(f"balance must be one of dt.balance, such as Oversample(), however it is {balance!r}")
     check_shipped(ship)
@@ -298,6 +321,7 @@ def settings_of(
         determinism,
         tuple(ship),
         balance,
+        reduction,
     )
 
 

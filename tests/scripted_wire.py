@@ -14,6 +14,7 @@ from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received, R
 from dasktrain.fleet import Fleet
 from dasktrain.messages import Answer, Bucket, Failure, Partial, State, Task
 from dasktrain.reduce import subtrees
+from dasktrain.topology import Reduction
 from tests.chaos_wire import Agenda, Clock
 
 SHARDS = 4
@@ -62,6 +63,9 @@ class Scripted:
     def attach(self, replica: bytes) -> None:
         for worker in self.workers:
             self.agenda.add(0.0, Joined(worker))
+
+    def choose(self, reduction: Reduction, state: State) -> str:
+        return ""
 
     def lease(self, worker: str, task: Task) -> None:
         self.leased[worker] = task

@@ -15,7 +15,7 @@ import dasktrain
 ROOT = Path(dasktrain.__file__).parent
 MAP = (ROOT.parent / "docs" / "contributing.md").read_text()
 LEVELS = (
-    ("errors", "plan", "draws", "folds", "permutation", "fleet", "messages", "touched", "events", "pace"),
+    ("errors", "plan", "draws", "folds", "permutation", "fleet", "messages", "touched", "events", "pace", "topology"),
     (
         "replica",
         "strategies",
@@ -84,7 +84,7 @@ LEVELS = (
     ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-PURE = ("draws", "fleet", "folds", "events", "pace", "permutation", "plan", "reduce", "touched")
+PURE = ("draws", "fleet", "folds", "events", "pace", "permutation", "plan", "reduce", "topology", "touched")
 
 
 def name_of(path: Path) -> str:

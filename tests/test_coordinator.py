@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dasktrain.config import seconds
 from dasktrain.coordinator import GRACE, LOOK
 from dasktrain.errors import AttachError, Diverged, NonFinite, ReplicaError, WorkerLost
-from dasktrain.events import Event, Joined, Left
+from dasktrain.events import Event, Joined, Left, Waits
 from dasktrain.messages import Failure, Partial, Task
 from dasktrain.pace import LEAST, TIMES
 from tests.scripted_wire import SHARDS, Running, Scripted, Takes
@@ -229,6 +229,15 @@ def test_a_late_answer_may_have_other_bits_if_they_do_not_matter(when: str) -> N
     for round in range(rounds):
         running.ask(round)
     assert running.wire.clock.now > 10.0
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_whoever_waits_for_others_is_not_late(well: bool) -> None:
+    running = Running(Scripted("ab", takes={"a": [3.0]})).attach()
+    for tick in range(1, 30 * well):
+        running.wire.agenda.add(tick / 10, Waits("a"))
+    assert_sum_of_all(running.ask())
+    assert [worker for _, worker, _ in running.wire.sent] == ["a", "b"] + ["b"] * (not well)
 
 
 # -- nobody there, or not in time -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dask.delayed import Delayed
 from dasktrain.errors import DasktrainError, named
 from dasktrain.events import Domain, Event
 from dasktrain.messages import Answer, Failure, Kind, State, Stream, Task
+from dasktrain.topology import Reduction
 
 
 class Respond(Protocol):
@@ -71,6 +72,12 @@ class Wire(Protocol):
 
     def attach(self, replica: bytes) -> None:
         """Tell from now on who joins; ``run_packed(replica, read)`` is the replica of whoever is leased."""
+
+    def choose(self, reduction: Reduction, state: State) -> str:
+        """Have parameters and gradients travel in some way from the next round on, of states like this one.
+
+        Return what the user should be told of it, if there is a choice.
+        """
 
     def lease(self, worker: str, task: Task) -> None:
         """Have a worker build its replica and get ready for `task`; `events` tells when it is, or that it cannot."""

@@ -7,6 +7,7 @@ A message is: magic, header bytes, number of frames (4s, u32, u32); a u64 length
 frames.
 """
 
+import asyncio
 import contextlib
 import json
 import select
@@ -151,6 +152,10 @@ class Channel:
         """Have `flush` and `poll` return instead of waiting."""
         self._socket.setblocking(False)
 
+    def block(self) -> None:
+        """Take `unblock` back."""
+        self._socket.setblocking(True)
+
     def poll(self) -> Message | None:
         """Return the next message if all of it is here; its frames are valid until `reclaim`.
 
@@ -237,6 +242,14 @@ def _growing(length: int) -> Generator[Buffer, None, bytearray]:
         memory += bytes(min(filled, length - filled))
         yield memoryview(memory)[filled:]
     return memory
+
+
+async def handed_over(comm: Comm, request: dict[str, Any]) -> socket.socket:
+    """Ask the other end of a comm to take its socket out, and return that of this end; the other must speak first."""
+    await comm.write(request)
+    while comm.stream.writing():
+        await asyncio.sleep(0)
+    return detach(comm)
 
 
 def detach(comm: Comm) -> socket.socket:

@@ -8,37 +8,51 @@ import contextlib
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from operator import attrgetter
-from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-import dask
 from dask.delayed import Delayed
-from distributed import Client, Future
+from distributed import Client
 
 from dasktrain.config import seconds, setting
 from dasktrain.errors import AttachError, BadInput, InsecureCluster, SchedulerLost, WireError
-from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Received
-from dasktrain.messages import Bucket, Failure, Kind, State, Task, Way, decode_reply, encode_ask, encode_way
+from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Received, Waits
+from dasktrain.messages import (
+    Bucket,
+    Failure,
+    Header,
+    Kind,
+    Sharded,
+    State,
+    Task,
+    Vector,
+    Way,
+    decode_mark,
+    decode_places,
+    decode_reply,
+    encode_ask,
+    encode_mark,
+    encode_way,
+)
 from dasktrain.shipping import pack
+from dasktrain.topology import Reduction
 from dasktrain.vector import plain_memory
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.inbox import Inbox
 from dasktrain.wire.leases import Attached, Leases, reach
+from dasktrain.wire.owners import Owners, parts
 from dasktrain.wire.parties import Ask, Parties
-from dasktrain.wire.pins import unpin
+from dasktrain.wire.placing import LOOK, Placing, released
+from dasktrain.wire.sharded import DELIVERED, LACKS, SEND_AGAIN, SENT_AGAIN, WAITS
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store
-from dasktrain.wire.silence import expel_silent
 from dasktrain.wire.tables import Changes
 from dasktrain.wire.together import PASSED
 from dasktrain.wire.watch import Watch
 
-#: seconds between looks at whether a worker that holds something up is still heard of
-LOOK = 1.0
 LOOPBACK = ("127.", "localhost", "::1")
 #: what other threads tell: events, and workers whose lease is attached
 News = Event | Attached
@@ -62,7 +76,7 @@ class DaskWire:
         self.workers: Sequence[str] = []
         self.threads = 1
         self.client = client
-        self._blocks: dict[Kind, list[Future]] = {}
+        self._placing = Placing(client)
         self._leases: Leases | None = None
         self._watch: Watch | None = None
         self._channels: dict[str, Channel] = {}
@@ -72,6 +86,7 @@ class DaskWire:
         self._begins = False  # whether nobody looked at events since the round began
         self._asks: list[Ask] = []  # what is held back until somebody does
         self._parties = Parties()
+        self._owners = Owners()
         self._state: State | None = None
         self._changes = Changes()
         self._inbox: Inbox[News] | None = None
@@ -108,79 +123,30 @@ class DaskWire:
 
     def persist(self, tasks: Sequence[Delayed]) -> list[Delayed]:
         """Start tasks wherever Dask likes; what is returned holds their futures."""
-        with quiet_graphs():
-            persisted: list[Delayed] = self.client.persist(list(tasks))
-        return persisted
+        return self._placing.persist(tasks)
 
     def compute(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks wherever Dask likes and gather their results."""
-        with quiet_graphs():
-            futures = self.client.compute(list(tasks))
-        try:
-            self._await(futures)
-            results: list[Any] = self.client.gather(futures)
-        finally:
-            _release(futures)
-        return results
+        return self._placing.compute(tasks)
 
     def place(self, kind: Kind, tasks: Sequence[Delayed], owners: Sequence[str]) -> list[str]:
         """Run tasks on their owners and hold the results there."""
-        futures: dict[int, Future] = {}
-        for owner in sorted(set(owners)):
-            mine = [number for number, name in enumerate(owners) if name == owner]
-            with quiet_graphs():
-                made = self.client.compute(
-                    [tasks[number] for number in mine], workers=[owner], allow_other_workers=True
-                )
-            futures.update(zip(mine, made, strict=True))
-        self._blocks[kind] = [futures[number] for number in range(len(tasks))]
-        # Asked for now and first, each is read as its partition comes, and not when all of them may be on the disk.
-        fingerprints = self.client.map(attrgetter("fingerprint"), self._blocks[kind], pure=False, priority=100)
-        self._await(self._blocks[kind])
-        self.client.run_on_scheduler(unpin, [future.key for future in self._blocks[kind]], gone=False)
-        try:
-            for future in self._blocks[kind]:
-                if future.status == "error":
-                    future.result()
-            self._await(fingerprints)
-            found: list[str] = self.client.gather(fingerprints)
-        finally:
-            _release(fingerprints)
-        return found
-
-    def _await(self, futures: Sequence[Future], timeout: float | None = None) -> None:
-        """Wait until tasks have ended, giving up workers that have fallen silent.
-
-        Not distributed.wait: it needs a current client, and making one current is not safe among threads.
-        """
-        deadline = None if timeout is None else monotonic() + timeout
-        ended: SimpleQueue[Future] = SimpleQueue()
-        for future in futures:
-            future.add_done_callback(ended.put)
-        waiting = len(futures)
-        while waiting:
-            patience = LOOK if deadline is None else min(LOOK, deadline - monotonic())
-            try:
-                ended.get(timeout=max(0.0, patience))
-                waiting -= 1
-                continue
-            except Empty:
-                if deadline is not None and monotonic() >= deadline:
-                    return
-            silence = seconds("timeouts.silence")
-            self.client.sync(expel_silent, self.client.scheduler, self.client.rpc, silence)
-            self.client.run_on_scheduler(unpin, [future.key for future in futures], gone=True)
+        return self._placing.place(kind, tasks, owners)
 
     # -- members ------------------------------------------------------------------------------------------
 
     def attach(self, replica: bytes) -> None:
         """Watch who comes and goes; those that are here join."""
-        keys = pack(dict, {kind: [future.key for future in futures] for kind, futures in self._blocks.items()})
+        keys = pack(dict, self._placing.keys)
         self._inbox = inbox = Inbox[News]()
         self._watch = Watch(self.client, inbox.tell)
         self._leases = Leases(self.client, self.run, replica, keys, self._memory, inbox.tell, inbox.tell)
         for worker in sorted(self.client.nthreads()):
             inbox.tell(Joined(worker))
+
+    def choose(self, reduction: Reduction, state: State) -> str:
+        """Have workers elsewhere reduce among themselves, or not; return what to tell of it."""
+        return self._owners.choose(reduction, state)
 
     def lease(self, worker: str, task: Task) -> None:
         """Start to make a lease."""
@@ -201,6 +167,7 @@ class DaskWire:
         self._asked.pop(worker, None)
         self._changes.forget(worker)
         self._parties.forget(worker)
+        self._owners.forget(worker)
         channel = self._channels.pop(worker, None)
         if channel is not None:
             assert self._inbox is not None
@@ -220,6 +187,7 @@ class DaskWire:
             yield
         finally:
             self._begin()
+            self._owners.end()
             self._state = None
             if self._memory is not None:
                 self._memory.turned()
@@ -231,7 +199,7 @@ class DaskWire:
 
         What a round begins with is held back until all of it is known, if it may be computed together.
         """
-        if self._begins and self._parties.may_meet(worker):
+        if self._begins and (self._parties.may_meet(worker) or self._owners.may_reduce(worker)):
             self._asks.append((worker, task))
         else:
             self._post(worker, task, None)
@@ -239,22 +207,33 @@ class DaskWire:
     def _begin(self) -> None:
         """Send what was held back."""
         asks, self._asks, self._begins = self._asks, [], False
-        ways = self._parties.ways(asks)
+        ways: Mapping[str, Way] = self._parties.ways(asks)
+        if self._state is not None and not ways:
+            ways = self._owners.ways(asks, self._state)
         for worker, task in asks:
             self._post(worker, task, ways.get(worker))
 
     def _post(self, worker: str, task: Task, way: Way) -> None:
-        channel = self._channels.get(worker)
+        channel, state = self._channels.get(worker), self._state
         if channel is None:
             return  # its leaving is in the news
-        assert self._state is not None
-        assert self._inbox is not None
+        assert state is not None
         self._asked[worker] = monotonic()
+        of_rows = state.tables and not isinstance(channel, SharedChannel)
+        encode = partial(self._changes.encode, worker) if of_rows else encode_ask
+        with_it = replace(state, parameters=state.parameters[:0]) if isinstance(way, Sharded) else state
+        header, arrays = encode(task, with_it)
+        self._tell(worker, (header | encode_way(way), arrays), *parts(task, way, state.parameters))
+
+    def _tell(self, worker: str, *messages: tuple[Header, Sequence[Vector]]) -> None:
+        """Send messages, as far as the connection takes them now; if it is gone, that is in the news."""
+        channel = self._channels.get(worker)
+        if channel is None:
+            return
+        assert self._inbox is not None
         try:
-            of_rows = self._state.tables and not isinstance(channel, SharedChannel)
-            encode = partial(self._changes.encode, worker) if of_rows else encode_ask
-            header, arrays = encode(task, self._state)
-            channel.post(header | encode_way(way), arrays)
+            for message in messages:
+                channel.post(*message)
             if not channel.flush():
                 self._inbox.watch(worker, channel, writing=True)
         except OSError as error:
@@ -264,7 +243,8 @@ class DaskWire:
         """Return what connections and other threads have to tell, as soon as there is something."""
         assert self._inbox is not None
         self._begin()
-        events = self._heard(self._inbox)
+        events = self._heard(self._inbox) + self._settled()
+        timeout = min(timeout, self._owners.rest())
         given, self._given = self._given, {}
         for worker in given.keys() & self._channels.keys():
             self._channels[worker].reuse(given[worker])
@@ -276,6 +256,8 @@ class DaskWire:
             if worker in self._channels:
                 events += self._served(worker, readable, writable)
         events += self._heard(self._inbox)
+        events += self._settled()
+        events += map(Waits, self._owners.held)
         if not events and not self._channels and self._watch is not None and self._watch.lost:
             raise SchedulerLost(
                 f"The scheduler must live as long as the run, however {self.client.scheduler.address} is gone and the "
@@ -291,6 +273,8 @@ class DaskWire:
                 news.channel.unblock()
                 self._channels[news.worker] = news.channel
                 self._parties.add(news.worker, news.meeting if setting("shared-memory") else None)
+                if news.has_peers and not isinstance(news.channel, SharedChannel):
+                    self._owners.add(news.worker, news.rate)
                 inbox.watch(news.worker, news.channel)
                 events.append(Ready(news.worker, news.domain))
                 continue
@@ -307,6 +291,10 @@ class DaskWire:
             if writable and channel.flush():
                 self._inbox.watch(worker, channel)
             while readable and (message := channel.poll()) is not None:
+                if "mark" in message[0]:
+                    self._heed(worker, message[0])
+                    events.append(Waits(worker))
+                    continue
                 reply = decode_reply(*message)
                 if isinstance(reply, Bucket):  # one at a time, so that those of all workers arrive side by side
                     self._given[worker] = message[1]
@@ -317,10 +305,30 @@ class DaskWire:
                 else:
                     sender = self._parties.sender(worker, reply, PASSED in message[0])
                     self._asked.pop(sender, None)
-                    events.append(Answered(sender, reply))
+                    delivered = decode_places(message[0], DELIVERED) if DELIVERED in message[0] else None
+                    if self._owners.answered(sender, reply, delivered):
+                        events.append(Answered(sender, reply))
         except (OSError, WireError) as error:
             events.append(self._lost(worker, error))
         return events
+
+    def _heed(self, worker: str, header: Header) -> None:
+        """Take what a worker tells of parameters that have not come to it, or of sums that it sent again."""
+        (mark, task), places = decode_mark(header), decode_places(header)
+        if mark == LACKS:
+            if self._owners.lacks(worker, task, places):
+                self._post(worker, task, None)
+        elif mark == SENT_AGAIN:
+            self._owners.sent_again(worker, task, places)
+        elif mark != WAITS:
+            raise WireError(f"A worker must tell what is known here, however it told {mark!r:.80}; report this")
+
+    def _settled(self) -> list[Event]:
+        """Return the answers of which all has come, and have sent again what will not come by way of its owner."""
+        complete = self._owners.complete()
+        for worker, task, places in self._owners.to_send_again():
+            self._tell(worker, (encode_mark(SEND_AGAIN, task, sorted(places)), ()))
+        return [Answered(worker, answer) for worker, answer in complete]
 
     def _lost(self, worker: str, error: Exception) -> Left:
         self._forget(worker)
@@ -336,9 +344,7 @@ class DaskWire:
             for worker in list(self._channels):
                 self._drop(worker)
             self._end_leases(ending)
-            for futures in self._blocks.values():
-                _release(futures)
-            self._blocks = {}
+            self._placing.close()
             if self._watch is not None:
                 self._watch.close()
                 self._watch = None
@@ -359,9 +365,9 @@ class DaskWire:
         here = self.client.nthreads()  # a lease whose worker is gone has ended, whatever Dask thinks
         ending = [future for worker, future in futures.items() if worker in here and worker in workers]
         if ending:
-            self._await(ending, seconds("timeouts.close"))
+            self._placing.wait(ending, seconds("timeouts.close"))
         self.client.cancel(list(futures.values()))
-        _release(list(futures.values()))
+        released(list(futures.values()))
 
 
 def exposed(scheduler: str) -> str | None:
@@ -373,17 +379,3 @@ def exposed(scheduler: str) -> str | None:
         f"A cluster that others can reach should use TLS, however {scheduler} does not: whoever reaches it can run "
         "code there, and read what crosses it; start it with a Security, or keep its network closed"
     )
-
-
-def _release(futures: Sequence[Future]) -> None:
-    """Let go of results now, and not when the last traceback that mentions them is forgotten.
-
-    Not cancel: another run of this client may hold the same partitions.
-    """
-    for future in futures:
-        future.release()
-
-
-def quiet_graphs() -> Any:
-    """Let pandas and NumPy input travel in the graph, which is where Dask can recompute it from."""
-    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})

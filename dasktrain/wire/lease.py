@@ -7,7 +7,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, dataclass
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -22,11 +22,22 @@ from distributed.worker import Worker
 
 from dasktrain.config import setting
 from dasktrain.errors import AttachError
-from dasktrain.messages import Answer, Failure, Header, Task, decode_attach, decode_way, encode_reply
+from dasktrain.messages import (
+    Answer,
+    Failure,
+    Header,
+    Task,
+    decode_attach,
+    decode_mark,
+    decode_places,
+    decode_way,
+    encode_reply,
+)
 from dasktrain.shipping import run_packed
 from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond, heap
 from dasktrain.wire.channel import Channel, detach
+from dasktrain.wire.mesh import Doorstep
 from dasktrain.wire.outbox import Outbox
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, accept
 from dasktrain.wire.silence import expel_silent
@@ -136,15 +147,31 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
         task, replica, keys = decode_attach(*next(messages))
         respond = _built(worker, channel, replica, keys, terms, outlets)
         respond.stage(task)
-        channel.send({"staged": True} | _met(outbox, store, respond))
+        has_peers = _joined(worker, outbox, terms, respond, ends)
+        channel.send({"staged": True, "peers": has_peers} | _met(outbox, store, respond))
         copy = Copy()
         for header, frames in messages:
-            task, state = copy.decode(header, frames)
-            outbox.begin(task, decode_way(header, task))
+            if _aside(channel, outbox, header):
+                continue
+            task, given = copy.decode(header, frames)
+            state = outbox.begin(task, decode_way(header, task), given)
+            if state is None:
+                continue
             reply = _stale(task) if channel.stale else respond(task, state)
             outbox.end(_stale(task) if channel.stale else reply)
             respond.ahead(task)
             outbox.wait()
+
+
+def _aside(channel: Channel, outbox: Outbox, header: Header) -> bool:
+    """Do what the driver wants that is no task; return whether it was that."""
+    if "probe" in header:
+        channel.send({"probed": True})
+    elif "mark" in header:
+        outbox.send_again(decode_mark(header)[1], decode_places(header))
+    else:
+        return "part" in header  # of parameters that this worker has given up
+    return True
 
 
 def _stale(task: Task) -> Answer:
@@ -174,6 +201,16 @@ def _built(
         raise ConnectionAbortedError(text) from error
     channel.send({"domain": domain})
     return respond
+
+
+def _joined(worker: Worker, outbox: Outbox, terms: Terms, respond: Respond, ends: ExitStack) -> bool:
+    """Be ready to reduce among workers of other hosts, if they can connect to this one; return whether that is so."""
+    stream = respond.stream
+    if stream is None or not terms.address.startswith(("tcp://", "tls://")):
+        return False
+    doorstep = ends.enter_context(closing(Doorstep(worker, f"{operation(terms.run)}-peers")))
+    outbox.join(doorstep.meet, stream)
+    return True
 
 
 def _met(outbox: Outbox, store: Store | None, respond: Respond) -> Header:

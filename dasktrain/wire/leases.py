@@ -12,7 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
-from time import monotonic
+from threading import Lock
+from time import monotonic, perf_counter
 from typing import Any
 
 from distributed import Client, Future
@@ -24,9 +25,9 @@ from dasktrain.events import Domain, Event, Left, Refused
 from dasktrain.messages import Failure, Task, decode_reply, encode_attach
 from dasktrain.shipping import pack, run_packed_with
 from dasktrain.wire import failed
-from dasktrain.wire.channel import Channel, detach
+from dasktrain.wire.channel import Channel, handed_over
 from dasktrain.wire.lease import Terms, lease, operation
-from dasktrain.wire.shared import Store, offer
+from dasktrain.wire.shared import SharedChannel, Store, offer
 from dasktrain.wire.together import Meeting
 
 #: how the task begins that holds a worker for a run; the run and the worker follow
@@ -37,16 +38,30 @@ AT_ONCE = 64
 REACH = 5.0
 #: seconds for a connection to a worker whose lease runs
 CONNECT = 15.0
+#: connections whose bandwidth is measured, how often each, and with how many bytes
+PROBED, PROBES, PROBE = 4, 2, 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A worker whose lease is connected and has a replica."""
+    """A worker whose lease is connected and has a replica.
+
+    Attributes
+    ----------
+    meeting : Meeting or None
+        Where those of its host find it.
+    has_peers : bool
+        Whether it can reduce with workers of other hosts.
+    rate : float or None
+        Bytes a second that its connection carries, if that was measured.
+    """
 
     worker: str
     channel: Channel
     domain: Domain
     meeting: Meeting | None
+    has_peers: bool = False
+    rate: float | None = None
 
 
 class Leases:
@@ -85,6 +100,7 @@ class Leases:
         self._futures: dict[str, Future] = {}
         self._news: dict[str, SimpleQueue[object]] = {}
         self._channels: dict[str, Channel] = {}  # of workers that are not ready
+        self._probing, self._probed = Lock(), 0
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="dasktrain-attach")
         self._client.subscribe_topic(operation(run), self._announced)
 
@@ -142,7 +158,9 @@ class Leases:
             domain = self._domain(worker, channel, deadline)
             staged, _ = channel.receive()  # its data is at hand, however long that takes
             meeting = Meeting(*staged["meeting"]) if "meeting" in staged else None
-            self._ready(Attached(worker, self._channels.pop(worker), domain, meeting))
+            has_peers = staged.get("peers") is True
+            rate = self._rate(channel) if has_peers and not isinstance(channel, SharedChannel) else None
+            self._ready(Attached(worker, self._channels.pop(worker), domain, meeting, has_peers, rate))
         except Exception as error:
             if worker in self._channels:
                 self._channels.pop(worker).close()
@@ -200,10 +218,21 @@ class Leases:
             await comm.write(request | {"pair": theirs})
             await comm.close()
             return ours
-        await comm.write(request)
-        while comm.stream.writing():
-            await asyncio.sleep(0)
-        return detach(comm)
+        return await handed_over(comm, request)
+
+    def _rate(self, channel: Channel) -> float | None:
+        """Return the bytes a second that a connection carries while it is the only one that is tried."""
+        with self._probing:
+            if self._probed == PROBED:
+                return None
+            self._probed += 1
+            took = []
+            for _ in range(PROBES):
+                began = perf_counter()
+                channel.send({"probe": True}, [bytes(PROBE)])
+                channel.receive(CONNECT)
+                took.append(perf_counter() - began)
+            return PROBE / min(took)
 
     @staticmethod
     def _domain(worker: str, channel: Channel, deadline: float) -> Domain:

@@ -14,6 +14,7 @@ from dasktrain.errors import BadInput
 from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received
 from dasktrain.messages import Bucket, Failure, Kind, State, Task
 from dasktrain.shipping import run_packed
+from dasktrain.topology import Reduction
 from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond
 
@@ -68,6 +69,10 @@ class LocalWire:
         """Have every worker join."""
         self._replica = replica
         self._events.extend(Joined(worker) for worker in self.workers)
+
+    def choose(self, reduction: Reduction, state: State) -> str:
+        """Nothing travels."""
+        return ""
 
     def lease(self, worker: str, task: Task) -> None:
         """Build a worker's replica."""

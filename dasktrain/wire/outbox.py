@@ -1,17 +1,20 @@
 """What a worker sends, in a thread of its own, while the thread that computes goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
-from dasktrain.messages import Reply, Stream, Task, Way, encode_reply
+from dasktrain.messages import Reply, Sharded, State, Stream, Task, Way, encode_reply
 from dasktrain.wire.channel import Channel
+from dasktrain.wire.lines import Lines
+from dasktrain.wire.sharded import Member
 from dasktrain.wire.shared import Store
 from dasktrain.wire.together import Meeting, Together
 
 
 class Outbox:
-    """Sends a worker's buckets and answers: to the driver, or with those of others of its host.
+    """Sends a worker's buckets and answers: to the driver, with those of others of its host, or to their owners.
 
     Parameters
     ----------
@@ -25,6 +28,7 @@ class Outbox:
         self._sending: list[Future[None]] = []
         self._take: Callable[[Reply], None] = self._send
         self._together: Together | None = None
+        self._member: Member | None = None
         self._ends = ExitStack()
 
     def meet(self, store: Store, stream: Stream) -> Meeting:
@@ -32,12 +36,27 @@ class Outbox:
         self._together = self._ends.enter_context(closing(Together(self._channel, store, stream)))
         return self._together.meeting
 
-    def begin(self, task: Task, way: Way) -> None:
-        """Have what belongs to a task sent in some way."""
+    def join(self, meet: Callable[[Sharded], Lines], stream: Stream) -> None:
+        """Be ready to reduce among workers of other hosts, to whom `meet` returns lines."""
+        self._member = self._ends.enter_context(closing(Member(self._channel, meet, stream)))
+
+    def begin(self, task: Task, way: Way, state: State) -> State | None:
+        """Have what belongs to a task sent in some way; return its state, None if the driver is to send it anew."""
         self._take = self._send
+        if isinstance(way, Sharded):
+            assert self._member is not None  # or the driver could not know of a way
+            self._take = self._member.take
+            parameters = self._member.begin(task, way)
+            return None if parameters is None else replace(state, parameters=parameters)
         if way is not None:
-            assert self._together is not None  # or the driver could not know of a way
+            assert self._together is not None
             self._take = self._together.begin(task, way)
+        return state
+
+    def send_again(self, task: Task, places: Iterable[int]) -> None:
+        """Send the driver itself what some owners have not delivered."""
+        assert self._member is not None
+        self._member.send_again(task, places)
 
     def put(self, reply: Reply) -> None:
         """Have something sent after all else, which stays as it is until `wait` returns."""

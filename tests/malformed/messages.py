@@ -19,6 +19,7 @@ from dasktrain.messages import (
     Failure,
     Joint,
     Partial,
+    Sharded,
     State,
     Table,
     Task,
@@ -26,10 +27,13 @@ from dasktrain.messages import (
     decode_ask,
     decode_attach,
     decode_mark,
+    decode_part,
+    decode_places,
     decode_reply,
     decode_way,
     encode_ask,
     encode_mark,
+    encode_part,
     encode_reply,
     encode_way,
 )
@@ -48,6 +52,7 @@ NUMBERS = np.arange(6, dtype=np.float32)
 ROWS = Touched(np.array([1, 5]), NUMBERS[:4].reshape(2, 2))
 PARTIALS = (Partial(2, 3, NUMBERS, None, (ROWS,)), Partial(3, 5, NUMBERS, NUMBERS.astype(np.float64)))
 Message = tuple[dict[str, Any], Sequence[Any]]
+SHARDED = Sharded("name", 1, ("tcp://a", "tcp://b"), (replace(TASK, start=0, stop=2), TASK))
 UPDATED = State(NUMBERS, np.arange(9, dtype=np.uint8), (Table(2, rows=2, width=2, changed=np.array([1])),))
 
 
@@ -73,7 +78,10 @@ MESSAGES: tuple[tuple[Callable[..., Any], Message], ...] = (
     (_updated, _update(UPDATED)),
     (lambda header, _: decode_way(header, TASK), (encode_way(Joint((replace(TASK, start=5, stop=6),))), [])),
     (lambda header, _: decode_way(header, TASK), (encode_way(Via("gate")), [])),
+    (lambda header, _: decode_way(header, TASK), (encode_way(SHARDED), [])),
     (lambda header, _: decode_mark(header), (encode_mark("comes", TASK), [])),
+    (lambda header, _: (decode_mark(header), decode_places(header)), (encode_mark("lacks", TASK, (1, 2)), [])),
+    (decode_part, encode_part(TASK, 7, NUMBERS)),
     (decode_attach, ({"stage": asdict(TASK)}, [b"replica", b"keys"])),
     (decode_reply, encode_reply(Answer(TASK, PARTIALS, 0.5))),
     (decode_reply, encode_reply(Bucket(TASK, 2, 4, 7, NUMBERS))),

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,26 +13,30 @@ from tests.network.cluster import DASK, ROOT, WORKER
 from tests.network.hosts import connected, missing
 
 SCHEDULER, PATIENCE = "tcp://10.77.0.1:8786", 120.0
-WORKERS = ("amy", "amy", "bob")
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-def test_a_gradient_crosses_the_drivers_link_once_for_each_host(tmp_path: Path) -> None:
-    with connected("driver", *dict.fromkeys(WORKERS)) as network, (tmp_path / "log").open("w") as log:
+def said(module: str, workers: Sequence[str], folder: Path) -> Any:
+    """Run workers on their hosts and a module on the driver's; return what it says."""
+    with connected("driver", *dict.fromkeys(workers)) as network, (folder / "log").open("w") as log:
 
         def start(host: str, *command: str) -> None:
             network.start(host, *command, stdout=log, stderr=log, cwd=ROOT)
 
         start("driver", DASK, "scheduler", "--host", network.address("driver"), "--port", "8786", "--no-dashboard")
-        for number, host in enumerate(WORKERS):
-            place = ("--host", network.address(host), "--local-directory", str(tmp_path / str(number)))
+        for number, host in enumerate(workers):
+            place = ("--host", network.address(host), "--local-directory", str(folder / str(number)))
             start(host, DASK, "worker", SCHEDULER, *place, *WORKER)
-        command = (sys.executable, "-m", "tests.network.together", SCHEDULER)
+        command = (sys.executable, "-m", module, SCHEDULER)
         driver = network.start("driver", *command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT)
-        said, _ = driver.communicate(timeout=PATIENCE)
-    assert not driver.returncode, (tmp_path / "log").read_text()[-3000:]
-    found = json.loads(said)
+        text, _ = driver.communicate(timeout=PATIENCE)
+    assert not driver.returncode, (folder / "log").read_text()[-3000:]
+    return json.loads(text)
+
+
+def test_a_gradient_crosses_the_drivers_link_once_for_each_host(tmp_path: Path) -> None:
+    found = said("tests.network.together", ("amy", "amy", "bob"), tmp_path)
     assert len(set(found["digests"])) == 1
     together, apart = map(min, found["read"])  # in a round in which nobody was late
     assert together / apart == pytest.approx(2 / 3, abs=0.02)

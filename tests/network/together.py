@@ -32,12 +32,12 @@ class Meter(dt.Observer):
         self.read.append(sum(int(line[1]) for line in lines if line[0] == "eth0:"))
 
 
-def fit(client: object, meter: Meter) -> str:
+def fit(client: object, meter: dt.Observer, **others: Any) -> str:
     """Train, and return the digest."""
     rng = np.random.default_rng(0)
     data = dt.Arrays(rng.normal(size=(64, INPUTS)).astype(np.float32), rng.integers(0, CLASSES, 64))
     trainer = dt.Trainer(model, nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.01), observers=[meter])
-    settings: dict[str, Any] = {"batch_size": 32, "shards": SHARDS, "max_rounds": ROUNDS, "driver": "client"}
+    settings: dict[str, Any] = {"batch_size": 32, "shards": SHARDS, "max_rounds": ROUNDS, "driver": "client"} | others
     return trainer.fit(data, client=client, **settings).digest  # type: ignore[arg-type]
 
 

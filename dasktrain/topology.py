@@ -1,0 +1,70 @@
+"""How long a round is on the wire by each way that parameters and gradients can travel: formulas, and no measuring.
+
+Workers are those on other hosts than the driver; P are the bytes of the parameters and as many of a gradient, B the
+bytes a second that a host's link carries in each direction, b those of a bucket, a what a message costs its sender.
+
+==========  ===================================================  ====================================================
+flat        ``(W + H) P / B + (W + H) a``                        parameters to each of W workers, a gradient from each
+                                                                 of H hosts, all through the driver's link
+sharded     ``2 P / B + 2 (W - 1) b / B + 2 W a ceil(P / W b)``  a link carries P in each direction and phase, and waits
+                                                                 for the first bucket and the last
+==========  ===================================================  ====================================================
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+#: how parameters and gradients travel, as far as somebody can choose
+Reduction = Literal["auto", "flat", "sharded"]
+#: seconds that a message costs its sender
+MESSAGE = 2e-4
+#: fewer workers have nothing to gain
+FEWEST = 3
+#: of what flat takes, what sharded must save: what nobody notices is not worth more connections
+GAIN = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Workers on other hosts than the driver, and what of a round crosses their links.
+
+    Attributes
+    ----------
+    workers, hosts : int
+        How many.
+    size, bucket : int
+        Bytes of the parameters and of a bucket of them.
+    rate : float
+        Bytes a second in each direction.
+    """
+
+    workers: int
+    hosts: int
+    size: int
+    bucket: int
+    rate: float
+
+    @property
+    def flat(self) -> float:
+        """Seconds of a round if everything goes through the driver's link; workers of one host add up first."""
+        messages = self.workers + self.hosts
+        return messages * (self.size / self.rate + MESSAGE)
+
+    @property
+    def sharded(self) -> float:
+        """Seconds of a round if each worker adds up some buckets, and passes some of the parameters on."""
+        edges = 2 * (self.workers - 1) * self.bucket
+        messages = 2 * self.workers * ceil(self.size / (self.workers * self.bucket))
+        return (2 * self.size + edges) / self.rate + messages * MESSAGE
+
+    @property
+    def can_shard(self) -> bool:
+        """Whether there is something for each worker to own, and nobody shares a link."""
+        return self.hosts == self.workers >= FEWEST and self.size > (self.workers - 1) * self.bucket
+
+    def best(self, reduction: Reduction) -> Reduction:
+        """Return "flat" or "sharded": what was asked for if that can be, or what takes less time."""
+        if reduction == "flat" or not self.can_shard:
+            return "flat"
+        return "sharded" if reduction == "sharded" or self.sharded < (1 - GAIN) * self.flat else "flat"

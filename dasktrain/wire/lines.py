@@ -1,0 +1,106 @@
+"""Connections that one thread serves together: whatever can be sent is sent, and none of them is waited for."""
+
+import selectors
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from time import monotonic
+
+from dasktrain.errors import WireError
+from dasktrain.messages import Header, Vector
+from dasktrain.wire.channel import Channel, Message
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Lines:
+    """Channels by number, of which two ends that send to each other never wait for each other.
+
+    Attributes
+    ----------
+    active : float
+        When, on the monotonic clock, something came last, or went on a line with a number that is not negative. The end
+        of a line is nothing.
+    """
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._lines: dict[int, Channel] = {}
+        self._sending: set[int] = set()
+        self._unread: set[int] = set()  # that may hold what no selector sees: TLS reads ahead
+        self.active = monotonic()
+
+    def __contains__(self, number: int) -> bool:
+        """Whether a line is there, and has not been dropped."""
+        return number in self._lines
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._lines)
+
+    @property
+    def sending(self) -> bool:
+        """Whether something was posted and is not sent."""
+        return bool(self._sending)
+
+    def add(self, number: int, channel: Channel) -> None:
+        """Serve a channel as well."""
+        channel.unblock()
+        self._lines[number] = channel
+        self._selector.register(channel, READ, number)
+        self._unread.add(number)
+
+    def remove(self, number: int) -> None:
+        """Serve a channel no more, which is as it was before; what was posted there is sent with what follows."""
+        channel = self._lines.pop(number, None)
+        self._sending.discard(number)
+        self._unread.discard(number)
+        if channel is not None:
+            self._selector.unregister(channel)
+            channel.block()
+
+    def drop(self, number: int) -> None:
+        """End a line, which its other end sees."""
+        channel = self._lines.get(number)
+        with suppress(OSError):  # it has ended
+            self.remove(number)
+        if channel is not None:
+            channel.close()
+
+    def close(self) -> None:
+        """End all lines."""
+        for number in list(self._lines):
+            self.drop(number)
+        self._selector.close()
+
+    def post(self, number: int, header: Header, arrays: Sequence[Vector | bytes] = ()) -> None:
+        """Have a message sent; its arrays may change when nothing is being sent. A line that is not there gets none."""
+        channel = self._lines.get(number)
+        if channel is not None:
+            channel.post(header, arrays)
+            if number not in self._sending:
+                self._sending.add(number)
+                self._selector.modify(channel, READ | WRITE, number)
+
+    def served(self, timeout: float) -> Iterator[tuple[int, Message | None]]:
+        """Send what can be; yield what comes within `timeout` seconds: messages, good until the next, or None."""
+        ready = dict.fromkeys(self._unread, READ)
+        self._unread.clear()
+        for key, mask in self._selector.select(0 if ready else timeout):
+            ready[key.data] = ready.get(key.data, 0) | mask
+        for number, mask in ready.items():
+            if number in self._lines:
+                yield from self._serve(number, self._lines[number], mask)
+
+    def _serve(self, number: int, channel: Channel, mask: int) -> Iterator[tuple[int, Message | None]]:
+        try:
+            if mask & WRITE and channel.flush():
+                self._sending.discard(number)
+                self._selector.modify(channel, READ, number)
+            while mask & READ and number in self._lines and (message := channel.poll()) is not None:
+                yield number, message
+                channel.reuse(message[1])
+            if mask & READ or number >= 0:
+                self.active = monotonic()
+        except (OSError, WireError):
+            self.drop(number)
+            yield number, None

@@ -1,0 +1,117 @@
+"""How workers of a run come to be connected with each other: by Dask, to a worker's own port, as its driver is.
+
+Each opens connections to the peers before it and takes those of the peers after it. What a connection is for is known
+by the name of a mesh, which the driver makes up and tells to nobody else; TLS, if the cluster has it, does the rest.
+"""
+
+import asyncio
+import socket
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event
+from time import monotonic
+
+from distributed.comm import Comm, connect
+from distributed.worker import Worker
+
+from dasktrain.errors import AttachError, WireError
+from dasktrain.messages import Sharded
+from dasktrain.wire.channel import Channel, detach, handed_over
+from dasktrain.wire.lines import Lines
+
+#: seconds for all connections of a worker with its peers
+MEET = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A connection that a peer has opened, and what it said."""
+
+    mesh: str
+    place: int
+    channel: Channel
+
+
+class Doorstep:
+    """Takes connections of peers from the worker's server; they wait here until their mesh is asked for.
+
+    Parameters
+    ----------
+    worker
+        Whose server it is.
+    operation
+        What peers ask for.
+    """
+
+    def __init__(self, worker: Worker, operation: str) -> None:
+        self._worker, self._operation = worker, operation
+        self._visitors: SimpleQueue[Visitor] = SimpleQueue()
+        self._closed = Event()
+        worker.handlers[operation] = self._take
+
+    def close(self) -> None:
+        """Take no more, and end what waits."""
+        self._worker.handlers.pop(self._operation, None)
+        self._closed.set()
+        self._send_away()
+
+    def _take(self, comm: Comm, mesh: str, place: int) -> str:
+        """Be a handler of the worker's server: keep the connection's socket."""
+        if type(mesh) is not str or type(place) is not int:
+            raise WireError(
+                f"A peer must tell its mesh and its place, however {mesh!r:.80}, {place!r:.80}; report this"
+            )
+        channel = Channel(detach(comm))
+        channel.send({"taken": True})
+        self._visitors.put(Visitor(mesh, place, channel))
+        if self._closed.is_set():
+            self._send_away()
+        return "dont-reply"
+
+    def _send_away(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._visitors.get_nowait().channel.close()
+
+    def meet(self, way: Sharded) -> Lines:
+        """Return lines to the peers of a mesh: those that are there in time."""
+        lines, deadline = Lines(), monotonic() + MEET
+        calls = {place: self._call(address, way) for place, address in enumerate(way.peers[: way.place])}
+        for place, call in calls.items():
+            with suppress(OSError, AttachError, WireError, CancelledError):  # it cannot be reached, or is no peer
+                lines.add(place, _taken(call.result(2 * MEET), deadline))
+        after = set(range(way.place + 1, len(way.peers)))
+        with suppress(Empty):
+            while after and monotonic() < deadline:
+                visitor = self._visitors.get(timeout=_rest(deadline))
+                if visitor.mesh == way.mesh and visitor.place in after:
+                    lines.add(visitor.place, visitor.channel)
+                    after.remove(visitor.place)
+                else:
+                    visitor.channel.close()
+        return lines
+
+    def _call(self, address: str, way: Sharded) -> "Future[socket.socket]":
+        loop = self._worker.loop.asyncio_loop
+        return asyncio.run_coroutine_threadsafe(self._connected(address, way), loop)
+
+    async def _connected(self, address: str, way: Sharded) -> socket.socket:
+        comm = await connect(address, timeout=MEET, deserialize=False, **self._worker.connection_args)
+        return await handed_over(comm, {"op": self._operation, "mesh": way.mesh, "place": way.place})
+
+
+def _taken(connected: socket.socket, deadline: float) -> Channel:
+    """Return a channel once its other end has taken it."""
+    channel = Channel(connected)
+    try:
+        channel.receive(_rest(deadline))
+    except (OSError, WireError):
+        channel.close()
+        raise
+    return channel
+
+
+def _rest(deadline: float) -> float:
+    return max(0.1, deadline - monotonic())

@@ -1,0 +1,251 @@
+"""On the driver: rounds that workers reduce among themselves, and whose sums have not come by way of their owners."""
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from statistics import median
+from time import monotonic
+from urllib.parse import urlsplit
+
+from dasktrain import buckets
+from dasktrain.buckets import owner
+from dasktrain.messages import Answer, Header, Sharded, State, Task, Vector, Way, encode_part
+from dasktrain.topology import FEWEST, Links, Reduction
+from dasktrain.wire.parties import Ask
+
+#: after the first answer of a round the others are waited for as long again as that took, and at least so many seconds
+LEAST = 0.5
+#: what must be for workers to reduce among themselves
+NEEDS = f"{FEWEST} or more workers, on hosts of their own, and {buckets.SIZE:,} parameters for each"
+
+
+@dataclass
+class Round:
+    """What has come of a round.
+
+    Attributes
+    ----------
+    tasks : dict
+        Of the peers, in the order of their places.
+    owed : dict
+        Of each, places of owners that have not delivered its sums, nor has it itself.
+    absent : set of int
+        Places of owners that will not deliver any more.
+    answers : dict
+        Of peers that have answered, and are owed something.
+    asked : dict
+        Of each, places of owners whose buckets it was asked to send again.
+    """
+
+    tasks: dict[str, Task]
+    owed: dict[str, set[int]]
+    absent: set[int] = field(default_factory=set)
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: dict[str, set[int]] = field(default_factory=dict)
+    faulty: bool = False
+    began: float = field(default_factory=monotonic)
+    first: float | None = None  # seconds until the first answer
+
+    def place(self, worker: str) -> int:
+        """Return a peer's place."""
+        return list(self.tasks).index(worker)
+
+
+class Owners:
+    """Workers that can reduce among themselves, and those that do in the round under way.
+
+    They are on other hosts than the driver, and have addresses of their own: if some share a host, these add up there
+    instead, see :class:`dasktrain.wire.parties.Parties`. There must not be tables, whose rows go to each worker alone.
+
+    An answer of a peer counts when all of its sums have come: from their owners, or from itself. Whom the first misses
+    that misses anyone is left out for the rest of the epoch; what follows from that is not held against anybody.
+    """
+
+    def __init__(self) -> None:
+        self.reduction: Reduction = "flat"
+        self._able: dict[str, float | None] = {}  # worker -> bytes a second, if they were measured
+        self._alone: set[str] = set()
+        self._epoch = -1
+        self._mesh: tuple[str, tuple[str, ...]] = "", ()
+        self._round: Round | None = None
+        self._complete: list[tuple[str, Answer]] = []
+
+    # -- who ------------------------------------------------------------------------------------------------------
+
+    def add(self, worker: str, rate: float | None) -> None:
+        """Take note of a worker that can, and of the bytes a second that go there, if they were measured."""
+        self._able[worker] = rate
+
+    def forget(self, worker: str) -> None:
+        """Take note of a worker's end."""
+        self._able.pop(worker, None)
+        if self._round is not None and worker in self._round.tasks:
+            self._round.answers.pop(worker, None)
+            self._fault(self._round)
+            self._lose(self._round, [self._round.place(worker)])
+
+    def may_reduce(self, worker: str) -> bool:
+        """Return whether a worker might take part in the next round."""
+        return self.reduction != "flat" and worker in self._able
+
+    def choose(self, reduction: Reduction, state: State) -> str:
+        """Reduce in some way from the next round on; return what is to be told, if there are workers elsewhere."""
+        self.reduction = reduction
+        links = self._links(self._able, state)
+        if links is None or reduction == "flat":
+            return ""
+        best = links.best(reduction)
+        wire = f"about {getattr(links, best):.3g} s of a round on the wire at {links.rate * 8 / 1e6:.0f} Mbit/s"
+        if best == "sharded":
+            return f"{links.workers} workers reduce among themselves (sharded): {wire}; flat {links.flat:.3g} s"
+        other = f"sharded {links.sharded:.3g} s" if links.can_shard else f"sharded takes {NEEDS}"
+        return f"the driver reduces (flat): {wire}; {other}"
+
+    def _links(self, workers: Iterable[str], state: State) -> Links | None:
+        """Return what is known of some workers' links; None: nothing, or they cannot reduce with such a state."""
+        hosts = [urlsplit(worker).hostname for worker in workers]
+        rates = [rate for rate in self._able.values() if rate is not None]
+        size, width = state.parameters.nbytes, state.parameters.itemsize
+        if not rates or state.tables or size < state.buffers.nbytes:
+            return None
+        return Links(len(hosts), len(set(hosts)), size, buckets.SIZE * width, median(rates))
+
+    def ways(self, asks: Sequence[Ask], state: State) -> dict[str, Sharded]:
+        """Begin a round; return how it is reduced by those that do so among themselves."""
+        if asks and asks[0][1].epoch != self._epoch:
+            self._epoch, self._alone = asks[0][1].epoch, set()
+        tasks = {worker: task for worker, task in asks if self.may_reduce(worker) and worker not in self._alone}
+        links = self._links(tasks, state)
+        if links is None or links.best(self.reduction) == "flat":
+            return {}
+        peers = tuple(tasks)
+        if self._mesh[1] != peers:
+            self._mesh = secrets.token_hex(16), peers
+        train = all(task.kind == "train" for task in tasks.values())
+        everybody = set(range(len(peers))) if train else set[int]()
+        self._round = Round(tasks, {worker: set(everybody) for worker in peers})
+        shares = tuple(tasks.values())
+        return {worker: Sharded(self._mesh[0], place, peers, shares) for place, worker in enumerate(peers)}
+
+    # -- what comes -----------------------------------------------------------------------------------------------
+
+    def answered(self, worker: str, answer: Answer, delivered: frozenset[int] | None) -> bool:
+        """Take an answer, with the places of those whose sums came before it, None if it was sent as ever.
+
+        Return whether it counts at once, since it is none of a peer.
+        """
+        round = self._round
+        if round is None or round.tasks.get(worker) != answer.task:
+            return True
+        round.first = round.first or monotonic() - round.began
+        place = round.place(worker)
+        round.answers[worker] = answer
+        lost = {place}
+        if delivered is None:
+            round.owed[worker].clear()
+        else:
+            missed = {other for other, owed in enumerate(round.owed.values()) if place in owed} - delivered
+            lost |= self._blame(round, place, missed)
+            for other, owed in enumerate(round.owed.values()):
+                if other in delivered:
+                    owed.discard(place)
+        self._lose(round, lost)
+        return False
+
+    def lacks(self, worker: str, task: Task, places: frozenset[int]) -> bool:
+        """Take note that parameters have not come to a worker; return whether it is still to have them."""
+        round = self._round
+        if round is None or round.tasks.get(worker) != task:
+            self._complete.append((worker, Answer(task, (), 0.0)))
+            return False
+        place = round.place(worker)
+        self._lose(round, {place} | self._blame(round, place, set(places)))
+        return True
+
+    def sent_again(self, worker: str, task: Task, places: frozenset[int]) -> None:
+        """Take note that a worker has sent what some owners have not delivered."""
+        round = self._round
+        if round is not None and round.tasks.get(worker) == task:
+            round.owed[worker] -= places
+            self._settle(round)
+
+    def end(self) -> None:
+        """End the round: whoever has answered and is owed something is free again, with nothing to add."""
+        if self._round is not None:
+            self._complete += [(worker, Answer(answer.task, (), 0.0)) for worker, answer in self._round.answers.items()]
+        self._round = None
+
+    # -- what is to be done ---------------------------------------------------------------------------------------
+
+    def rest(self) -> float:
+        """Return the seconds until the owners that have not answered are not waited for any more."""
+        round = self._round
+        if round is None or round.first is None or len(round.absent) == len(round.tasks):
+            return inf
+        return max(0.0, round.began + round.first + max(LEAST, round.first) - monotonic())
+
+    @property
+    def held(self) -> list[str]:
+        """Workers that have answered, and wait for what others are to deliver."""
+        return list(self._round.answers) if self._round is not None else []
+
+    def complete(self) -> list[tuple[str, Answer]]:
+        """Return the answers that count since the last call."""
+        round = self._round
+        if round is not None and self.rest() == 0:
+            silent = set(range(len(round.tasks))) - round.absent
+            self._fault(round)
+            self._leave_out(round, silent)
+            self._lose(round, silent)
+        complete, self._complete = self._complete, []
+        return complete
+
+    def to_send_again(self) -> Iterator[tuple[str, Task, set[int]]]:
+        """Yield who is to send itself what which owners will not deliver, once for each of them."""
+        round = self._round
+        if round is None:
+            return
+        for worker in list(round.answers):
+            asked = round.asked.setdefault(worker, set())
+            places = (round.owed[worker] & round.absent) - asked
+            if places:
+                asked |= places
+                yield worker, round.tasks[worker], places
+
+    def _lose(self, round: Round, places: Iterable[int]) -> None:
+        """Await nothing more from some owners."""
+        round.absent.update(places)
+        self._settle(round)
+
+    def _settle(self, round: Round) -> None:
+        """Have the answers count of which all sums have come."""
+        for worker in [worker for worker in round.answers if not round.owed[worker]]:
+            self._complete.append((worker, round.answers.pop(worker)))
+
+    def _fault(self, round: Round) -> None:
+        """Have the connections of this round not used in another."""
+        round.faulty = True
+        self._mesh = "", ()
+
+    def _blame(self, round: Round, place: int, missed: set[int]) -> set[int]:
+        """Leave out whom the first misses that misses anyone: itself, if that is most of the others; return whom."""
+        if not missed or round.faulty:
+            return set()
+        self._fault(round)
+        blamed = missed if 2 * len(missed) < len(round.tasks) else {place}
+        self._leave_out(round, blamed)
+        return blamed
+
+    def _leave_out(self, round: Round, places: set[int]) -> None:
+        """Have some take no part for the rest of the epoch."""
+        self._alone |= {worker for place, worker in enumerate(round.tasks) if place in places}
+
+
+def parts(task: Task, way: Way, parameters: Vector) -> Iterator[tuple[Header, list[Vector]]]:
+    """Yield messages with those parameters that a worker gets from the driver and owns, if workers own some."""
+    if not isinstance(way, Sharded):
+        return
+    for offset in range(0, len(parameters), buckets.SIZE):
+        if owner(offset, len(way.peers)) == way.place:
+            yield encode_part(task, offset, parameters[offset : offset + buckets.SIZE])

@@ -1,0 +1,258 @@
+"""A worker's part in rounds that workers reduce among themselves: no link carries much more than the parameters.
+
+Of the parameters the driver sends each worker the buckets that this one owns, and it passes them on to its peers. Of
+the gradient each worker sends a bucket to its owner, which adds up the canonical tree and sends the driver the sum. So
+far it is a scatter and all-gather, and a reduce-scatter and gather (Rabenseifner, 2004); which floats are added to
+which is the tree's matter as ever.
+
+Nobody waits without an end for a peer that is late or dies. Whoever lacks parameters tells the driver, and gets all of
+them. What an owner has not got cannot rise, and goes up as it is; an answer tells the driver whose sums it has got, and
+the driver asks the others to send theirs again, straight to it. What then comes twice counts once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
+from time import monotonic
+
+import numpy as np
+
+from dasktrain import buckets
+from dasktrain.buckets import Rising, owner
+from dasktrain.errors import ReductionError, WireError
+from dasktrain.messages import (
+    Answer,
+    Bucket,
+    Failure,
+    Partial,
+    Reply,
+    Sharded,
+    Stream,
+    Task,
+    Vector,
+    decode_part,
+    decode_reply,
+    encode_mark,
+    encode_part,
+    encode_reply,
+)
+from dasktrain.reduce import Node, subtrees
+from dasktrain.wire.channel import Channel, Message
+from dasktrain.wire.lines import Lines
+
+#: seconds in which nothing comes or goes, after which peers are not waited for; or as long as the work itself took
+SILENCE = 3.0
+#: seconds between looks at the time, and between signs while nothing comes or goes
+LOOK = 0.5
+#: the driver's number among lines, where peers have their places
+DRIVER = -1
+#: what a worker tells the driver: that it waits for peers, that it lacks parameters of some owners, that it has sent
+#: again what is some owners'; and the driver a worker: to do that
+WAITS, LACKS, SENT_AGAIN, SEND_AGAIN = "waits", "lacks", "sent again", "send again"
+#: what the header of an answer has: places of those whose sums this owner has got, and has sent
+DELIVERED = "delivered"
+
+
+class Member:
+    """One worker among its peers.
+
+    Parameters
+    ----------
+    channel
+        The driver's connection.
+    meet
+        Returns lines to the peers that can be had.
+    stream
+        What gradients are like, and parameters.
+    """
+
+    def __init__(self, channel: Channel, meet: Callable[[Sharded], Lines], stream: Stream) -> None:
+        self._channel, self._meet, self._stream = channel, meet, stream
+        self._rising = Rising(stream.shards, self._send)
+        self._parameters = np.empty(stream.size, dtype=stream.dtype)
+        self._mesh, self._lines = "", Lines()
+        self._missing: set[int] = set()  # offsets of parameters
+        self._awaited: set[int] = set()  # places of peers whose sums are to come
+        self._kept: list[Bucket] = []
+        self._patience = SILENCE
+
+    def begin(self, task: Task, way: Sharded) -> Vector | None:
+        """Begin a round; return its parameters, or None if some do not come, which the driver is told."""
+        self._task, self._way, self._kept = task, way, []
+        if self._mesh != way.mesh:
+            self.close()
+            self._lines = self._meet(way)
+            self._mesh = way.mesh
+        self._rising.start(self._stream.size, self._parameters.dtype, tops(way.tasks, self._stream.shards))
+        self._missing = set(self._rising.offsets)
+        self._awaited = set(range(len(way.peers))) - {way.place} if task.kind == "train" else set()
+        self._lines.add(DRIVER, self._channel)
+        self._serve_while(lambda: self._can_come() or self._lines.sending)
+        if not self._missing:
+            return self._parameters
+        self._leave()
+        lacking = {owner(offset, len(way.peers)) for offset in self._missing}
+        self._channel.send(encode_mark(LACKS, task, sorted(lacking)))
+        return None
+
+    def take(self, reply: Reply) -> None:
+        """Send something: a bucket to its owner, an answer after all that belongs to it."""
+        if isinstance(reply, Bucket):
+            self._kept.append(reply)
+            self._give(reply)
+            self._serve(0)
+        elif isinstance(reply, Answer):
+            self._finish(reply)
+        else:
+            self._leave()
+            self._channel.send(*encode_reply(reply))
+
+    def send_again(self, task: Task, places: Iterable[int]) -> None:
+        """Send the driver itself what some owners have not delivered of the latest task."""
+        wanted = set(places)
+        for bucket in self._kept:
+            if bucket.task == task and owner(bucket.offset, len(self._way.peers)) in wanted:
+                self._channel.send(*encode_reply(bucket))
+        self._channel.send(encode_mark(SENT_AGAIN, task, sorted(wanted)))
+
+    def close(self) -> None:
+        """End the lines to all peers."""
+        self._lines.close()
+        self._mesh, self._lines = "", Lines()
+
+    # -- sums -----------------------------------------------------------------------------------------------------
+
+    def _give(self, bucket: Bucket) -> None:
+        """Send a bucket to its owner, who may be this one."""
+        place = owner(bucket.offset, len(self._way.peers))
+        if place == self._way.place:
+            self._rising.add(bucket)
+        else:
+            self._lines.post(place, *encode_reply(bucket))
+
+    def _finish(self, answer: Answer) -> None:
+        """Wait until all has come that this one owns, and gone that others do; then answer, and tell what has come."""
+        self._patience = max(SILENCE, answer.seconds)
+        if answer.task.kind == "train":
+            ended = encode_reply(_empty(answer))
+            for place in self._others():
+                self._lines.post(place, *ended)
+            self._add_nothing(answer)
+        self._serve_while(lambda: any(place in self._lines for place in self._awaited) or self._lines.sending)
+        for offset, node, values in self._rising.rest():
+            self._send(offset, node, values)
+        self._lines.remove(DRIVER)
+        header, arrays = encode_reply(answer)
+        delivered = sorted(set(range(len(self._way.peers))) - self._awaited)
+        self._channel.send(header | {DELIVERED: delivered}, arrays)
+        if self._awaited or self._lines.sending:
+            self.close()
+
+    def _add_nothing(self, answer: Answer) -> None:
+        """Have the siblings of nodes without rows, of which there are no buckets, go up."""
+        for partial in answer.partials:
+            if partial.sums is None:
+                for offset in self._owned():
+                    self._rising.put(offset, (partial.start, partial.stop), None)
+
+    def _send(self, offset: int, node: Node, values: Vector | None) -> None:
+        """Send the driver a sum, whose memory is used again."""
+        if values is not None:
+            whole = replace(self._task, start=0, stop=self._stream.shards)
+            self._lines.post(DRIVER, *encode_reply(Bucket(whole, *node, offset, values.copy())))
+
+    # -- lines ----------------------------------------------------------------------------------------------------
+
+    def _others(self) -> Iterator[int]:
+        return (place for place in range(len(self._way.peers)) if place != self._way.place)
+
+    def _owned(self) -> Iterator[int]:
+        """Yield where the buckets begin that this worker owns."""
+        peers, place = len(self._way.peers), self._way.place
+        return (offset for offset in self._rising.offsets if owner(offset, peers) == place)
+
+    def _can_come(self) -> bool:
+        """Whether parameters are missing, and whoever sends them is there."""
+        owners = {owner(offset, len(self._way.peers)) for offset in self._missing}
+        return any(place == self._way.place or place in self._lines for place in owners)
+
+    def _leave(self) -> None:
+        """Be of no further use to the peers in this round, which they see."""
+        self._lines.remove(DRIVER)
+        self.close()
+
+    def _serve_while(self, pending: Callable[[], bool]) -> None:
+        """Serve all lines until there is nothing to wait for, or nobody to wait for."""
+        began = told = monotonic()
+        while pending() and (now := monotonic()) - (quiet := max(began, self._lines.active)) < self._patience:
+            if now - max(quiet, told) >= LOOK:
+                self._lines.post(DRIVER, encode_mark(WAITS, self._task))
+                told = now
+            self._serve(LOOK)
+
+    def _serve(self, timeout: float) -> None:
+        for place, message in self._lines.served(timeout):
+            if place == DRIVER:
+                self._hear_driver(message)
+            elif message is not None:
+                try:
+                    self._hear(place, message)
+                except (WireError, ReductionError):
+                    self._lines.drop(place)
+
+    def _hear_driver(self, message: Message | None) -> None:
+        if message is None:
+            raise ConnectionResetError("the driver is gone")
+        self._keep_part(self._way.place, *message)
+
+    def _hear(self, place: int, message: Message) -> None:
+        """Take what a peer sends: parameters, sums, and that these were all."""
+        header, frames = message
+        if "part" in header:
+            self._keep_part(place, *message)
+            return
+        reply, own = decode_reply(header, frames), self._way.tasks[place]
+        if reply.task != own or place not in self._awaited or isinstance(reply, Failure):
+            raise WireError(f"A peer must send sums of {own}, however it sent some of {reply.task}; report this")
+        if isinstance(reply, Answer):
+            self._add_nothing(reply)
+            self._awaited.discard(place)
+            return
+        if not own.start <= reply.start < reply.stop <= own.stop:
+            raise WireError(f"Sums of {own} must be of its shards, however one is of {reply.start}; report this")
+        if owner(reply.offset, len(self._way.peers)) != self._way.place:
+            raise WireError(f"Buckets must go to their owner, however the one at {reply.offset} did not; report this")
+        self._rising.add(reply)
+
+    def _keep_part(self, place: int, header: dict[str, object], frames: list[object]) -> None:
+        """Take a part of the parameters that a peer owns, and pass it on if it is one's own."""
+        task, offset, values = decode_part(header, frames)
+        size = min(buckets.SIZE, self._stream.size - offset)
+        wanted = self._way.tasks[place], self._parameters.dtype, size
+        if (task, values.dtype, len(values)) != wanted or offset not in self._missing:
+            raise WireError(f"Parameters must be parts of {wanted}, however one at {offset} is not; report this")
+        if owner(offset, len(self._way.peers)) != place:
+            raise WireError(f"Parameters must come from their owner, however those at {offset} did not; report this")
+        kept = self._parameters[offset : offset + size]
+        kept[:] = values
+        self._missing.remove(offset)
+        if place == self._way.place:
+            for other in self._others():
+                self._lines.post(other, *encode_part(task, offset, kept))
+
+
+def tops(tasks: Iterable[Task], shards: int) -> Iterator[Node]:
+    """Yield the fewest nodes of the tree over `shards` leaves that cover what is computed for tasks."""
+    runs: list[Node] = []
+    for task in sorted(tasks, key=lambda task: task.start):
+        if runs and runs[-1][1] == task.start:
+            runs[-1] = runs[-1][0], task.stop
+        else:
+            runs.append((task.start, task.stop))
+    return chain.from_iterable(subtrees(*run, shards) for run in runs)
+
+
+def _empty(answer: Answer) -> Answer:
+    """Return what peers are to know of an answer: which nodes are without rows."""
+    nodes = tuple(Partial(each.start, each.stop, None, None) for each in answer.partials if each.sums is None)
+    return Answer(answer.task, nodes, answer.seconds)

@@ -1,0 +1,156 @@
+"""Workers on hosts that are not the driver's reduce among themselves: the same bits, whoever dies or stands still."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+import torch
+from distributed import Client, LocalCluster
+from distributed.security import Security
+from torch import nn
+
+import dasktrain as dt
+from dasktrain import buckets
+from dasktrain.errors import BadInput
+from dasktrain.messages import Bucket
+from tests.cluster.test_shared_memory import pids
+from tests.cluster.test_together import PROBLEM, ROUNDS, WIDE, made
+from tests.leftovers import assert_left
+from tests.saboteurs import Once
+
+WORKERS, SHARDS = 3, 4
+#: buckets of a gradient
+BUCKETS = -(-WIDE // buckets.SIZE)
+
+
+class Hosts(LocalCluster):
+    """Each worker has an address of its own, as if it were on a host of its own."""
+
+    def new_worker_spec(self) -> dict[int, Any]:
+        """Return the next worker's number and how it is started."""
+        ((number, spec),) = super().new_worker_spec().items()
+        return {number: spec | {"options": spec["options"] | {"host": f"127.0.0.{number + 2}"}}}
+
+
+@contextmanager
+def cluster_of(**security: Any) -> Iterator[Client]:
+    """Start workers that may be killed, whose nannies start others."""
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}):
+        cluster = Hosts(n_workers=0, threads_per_worker=1, dashboard_address=":0", **security)
+        cluster.scale(WORKERS)
+        with Client(cluster, set_as_default=False) as client:
+            yield client
+        with suppress(KeyError):  # LocalCluster.close trips over a worker that it has not seen come back
+            cluster.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Client]:
+    with cluster_of() as client:
+        yield client
+
+
+@pytest.fixture
+def remote(cluster: Client) -> Iterator[Client]:
+    """Workers that share no memory, as if each were on a host of its own; nothing of ours is left on them."""
+    cluster.wait_for_workers(WORKERS, timeout=60)
+    with dask.config.set({"dasktrain.shared-memory": False, "dasktrain.timeouts.silence": "4s"}):
+        yield cluster
+    cluster.wait_for_workers(WORKERS, timeout=60)
+    assert_left(cluster, {"workers": dict.fromkeys(cluster.nthreads(), ([], [], 0)), "scheduler": []})
+
+
+class Notes(dt.Observer):
+    """Keeps what is told of a run."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.told.append(text)
+
+
+@pytest.fixture
+def came(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
+    """Count the buckets that come to the driver, by the nodes they are of."""
+    nodes, add = Counter[tuple[int, int]](), buckets.Incoming.add
+
+    def noted(incoming: buckets.Incoming, bucket: Bucket) -> None:
+        nodes[bucket.start, bucket.stop] += 1
+        add(incoming, bucket)
+
+    monkeypatch.setattr(buckets.Incoming, "add", noted)
+    return nodes
+
+
+def fit(client: object, module: nn.Module, *observers: dt.Observer, **settings: Any) -> dt.Result:
+    """Train some rounds, and validate."""
+    trainer = PROBLEM.trainer(list(observers))
+    trainer.model = lambda schema: module
+    torch.manual_seed(0)
+    given = {"batch_size": 50, "shards": SHARDS, "max_rounds": ROUNDS, "seed": 7} | settings
+    return trainer.fit(PROBLEM.data, client=client, **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def wanted() -> str:
+    return fit(dt.LocalWire(), made(), reduction="sharded").digest
+
+
+def test_each_sum_comes_once_from_its_owner(remote: Client, wanted: str, came: Counter[tuple[int, int]]) -> None:
+    notes = Notes()
+    assert fit(remote, made(), notes, reduction="sharded").digest == wanted
+    assert came == {(0, SHARDS): ROUNDS * BUCKETS}
+    assert [text for text in notes.told if "reduce among themselves (sharded)" in text]
+
+
+def test_flat_sends_all_of_them_to_the_driver(remote: Client, wanted: str, came: Counter[tuple[int, int]]) -> None:
+    assert fit(remote, made(), reduction="flat").digest == wanted
+    assert (0, SHARDS) not in came
+
+
+def test_auto_tells_what_it_chose(remote: Client, wanted: str) -> None:
+    notes = Notes()
+    assert fit(remote, made(), notes).digest == wanted
+    assert len([text for text in notes.told if "of a round on the wire at" in text]) == 1
+
+
+def test_validation_is_the_same(remote: Client) -> None:
+    figures = [
+        fit(client, made(), reduction=reduction, max_rounds=None, epochs=1, validation=PROBLEM.data).history[-1]
+        for client, reduction in ((dt.LocalWire(), "flat"), (remote, "sharded"))
+    ]
+    assert figures[0]["valid_loss"] == figures[1]["valid_loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_one_that_is_struck_in_a_round_changes_no_bit(
+    remote: Client, wanted: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    once, struck = Once(tmp_path), pids(remote)[1]
+    try:
+        assert fit(remote, made(struck, number, once), reduction="sharded").digest == wanted
+    finally:
+        with suppress(ProcessLookupError):  # it was killed
+            os.kill(struck, signal.SIGCONT)
+    assert not once(), "nobody was struck"
+
+
+def test_peers_meet_by_tls_on_a_cluster_that_has_it(wanted: str, came: Counter[tuple[int, int]]) -> None:
+    with ExitStack() as ends:
+        client = ends.enter_context(cluster_of(protocol="tls", security=Security.temporary()))
+        ends.enter_context(dask.config.set({"dasktrain.shared-memory": False}))
+        client.wait_for_workers(WORKERS, timeout=60)
+        assert fit(client, made(), reduction="sharded").digest == wanted
+    assert came == {(0, SHARDS): ROUNDS * BUCKETS}
+
+
+def test_another_way_is_refused() -> None:
+    with pytest.raises(BadInput, match="reduction must be one of"):
+        fit(dt.LocalWire(), made(), reduction="shraded")

@@ -1,0 +1,39 @@
+"""What a driver's host runs: it trains, and says how many bytes its link carried: ``python sharded.py SCHEDULER``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import Client
+
+import dasktrain as dt
+from tests.network.together import PATIENCE, WORKERS, fit
+
+
+class Meter(dt.Observer):
+    """Reads the bytes that this host's link has received, and sent, at the end of each round."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[int, int]] = []
+
+    def round(self, record: dict[str, Any]) -> None:
+        lines = [line.split() for line in Path("/proc/net/dev").read_text().splitlines()]
+        self.read += [(int(line[1]), int(line[9])) for line in lines if line[0] == "eth0:"]
+
+
+def main(scheduler: str) -> None:
+    """Train both ways, and print digests, and the bytes received and sent in each round of both."""
+    digests, carried = [fit(dt.LocalWire(), Meter())], []
+    with Client(scheduler, timeout=PATIENCE, set_as_default=False) as client:
+        client.wait_for_workers(WORKERS, timeout=PATIENCE)
+        for reduction in ("sharded", "flat"):
+            meter = Meter()
+            digests.append(fit(client, meter, reduction=reduction))
+            carried.append(np.diff(meter.read, axis=0).tolist())
+    print(json.dumps({"digests": digests, "carried": carried}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

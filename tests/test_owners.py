@@ -1,0 +1,246 @@
+"""wire/owners.py: who reduces among themselves, and which answers count."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dasktrain import buckets
+from dasktrain.errors import WireError
+from dasktrain.fleet import shares
+from dasktrain.messages import Answer, Sharded, State, Table, Task, decode_way, encode_way
+from dasktrain.wire import owners
+from dasktrain.wire.owners import Owners
+
+SIZE = 5
+TASK = Task("r", "train", 0, 0, 0, 8)
+EMPTY = np.empty(0, np.uint8)
+STATE = State(np.zeros(6 * SIZE, np.float32), EMPTY)
+WORKERS = tuple(f"tcp://10.0.0.{number}:9" for number in range(4))
+ALL = frozenset(range(4))
+
+
+@pytest.fixture(autouse=True)
+def small() -> Iterator[None]:
+    """Have buckets of a few numbers, and nobody overdue."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buckets, "SIZE", SIZE)
+        patch.setattr(owners, "LEAST", 1000.0)
+        yield
+
+
+def known(*workers: str) -> Owners:
+    """Return what is known of workers that reduce among themselves."""
+    found = Owners()
+    for worker in workers or WORKERS:
+        found.add(worker, 1e9)
+    found.choose("sharded", STATE)
+    return found
+
+
+def asks(workers: tuple[str, ...] = WORKERS, task: Task = TASK) -> list[tuple[str, Task]]:
+    return [(worker, replace(task, start=a, stop=b)) for worker, a, b in shares(workers, task.stop)]
+
+
+def answer(task: Task) -> Answer:
+    return Answer(task, (), 0.1)
+
+
+def begun(found: Owners, task: Task = TASK) -> dict[str, Task]:
+    """Begin a round of all workers; return their tasks."""
+    given = asks(task=task)
+    assert set(found.ways(given, STATE)) == set(WORKERS)
+    return dict(given)
+
+
+# -- who --------------------------------------------------------------------------------------------------------------
+
+
+def test_each_is_told_its_place_and_all_of_them() -> None:
+    found = known()
+    ways = found.ways(asks(), STATE)
+    assert [way.place for way in ways.values()] == [0, 1, 2, 3]
+    assert {(way.mesh, way.peers, way.tasks) for way in ways.values()} == {
+        (ways[WORKERS[0]].mesh, WORKERS, tuple(task for _, task in asks()))
+    }
+    for worker, task in asks():
+        assert decode_way(encode_way(ways[worker]), task) == ways[worker]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        State(STATE.parameters[: 3 * SIZE], EMPTY),
+        State(STATE.parameters, np.empty(STATE.parameters.nbytes + 1, np.uint8)),
+        replace(STATE, tables=(Table(SIZE, 5, 5),)),
+    ],
+    ids=["nothing to own for one", "more buffers than parameters", "tables"],
+)
+def test_some_states_are_sent_as_ever(state: State) -> None:
+    assert known().ways(asks(), state) == {}
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [WORKERS[:2], (*WORKERS, WORKERS[0] + "9")],
+    ids=["too few", "two on one host"],
+)
+def test_some_workers_are_sent_all_as_ever(workers: tuple[str, ...]) -> None:
+    assert known(*workers).ways(asks(workers), STATE) == {}
+
+
+def test_those_that_cannot_are_left_out() -> None:
+    found = known(*WORKERS[:3])
+    assert set(found.ways(asks(), STATE)) == set(WORKERS[:3])
+    assert not found.may_reduce(WORKERS[3])
+    found.choose("flat", STATE)
+    assert not found.may_reduce(WORKERS[0])
+    assert found.ways(asks(), STATE) == {}
+
+
+def test_what_is_chosen_is_told_where_there_is_something_to_choose() -> None:
+    assert "flat" in known().choose("sharded", STATE)
+    assert "(flat)" in known(*WORKERS[:2]).choose("sharded", STATE)
+    assert known().choose("flat", STATE) == Owners().choose("auto", STATE) == ""
+    fast = Owners()
+    for worker in WORKERS:
+        fast.add(worker, 1e12)
+    assert "(flat)" in fast.choose("auto", STATE)
+
+
+def test_a_mesh_is_used_as_long_as_its_peers_stay_and_nothing_fails() -> None:
+    found = known()
+
+    def mesh(round: int, *workers: str) -> str:
+        return next(iter(found.ways(asks(workers or WORKERS, replace(TASK, round=round)), STATE).values())).mesh
+
+    first = mesh(0)
+    assert mesh(1) == first
+    other = mesh(2, *WORKERS[:3])
+    assert other != first
+    assert mesh(3) not in (first, other)
+    found.forget(WORKERS[3])
+    assert len({first, other, mesh(4, *WORKERS[:3])}) == 3
+
+
+# -- what comes -------------------------------------------------------------------------------------------------------
+
+
+@given(st.permutations(WORKERS))
+def test_answers_count_when_all_owners_have_delivered(order: list[str]) -> None:
+    found = known()
+    tasks = begun(found)
+    for worker in order:
+        assert found.complete() == []
+        assert not found.answered(worker, answer(tasks[worker]), ALL)
+    assert dict(found.complete()) == {worker: answer(task) for worker, task in tasks.items()}
+    assert list(found.to_send_again()) == []
+
+
+def test_what_an_owner_has_not_delivered_is_asked_for_once() -> None:
+    found = known()
+    tasks = begun(found)
+    late = WORKERS[3]
+    for worker in WORKERS[:3]:
+        found.answered(worker, answer(tasks[worker]), ALL - {3})
+    assert list(found.to_send_again()) == [(worker, tasks[worker], {3}) for worker in WORKERS[:3]]
+    assert list(found.to_send_again()) == []
+    assert found.complete() == []
+    found.answered(late, answer(tasks[late]), ALL - {0})
+    assert list(found.to_send_again()) == [(late, tasks[late], {0, 1, 2})]
+    assert [worker for worker, _ in found.complete()] == [WORKERS[1], WORKERS[2]]  # it had theirs all the same
+    found.sent_again(late, tasks[late], frozenset({0, 1}))
+    assert found.complete() == []
+    found.sent_again(late, tasks[late], frozenset({2}))
+    assert [worker for worker, _ in found.complete()] == [late]
+
+
+def test_what_a_lost_owner_had_is_asked_for() -> None:
+    found = known()
+    tasks = begun(found)
+    found.answered(WORKERS[0], answer(tasks[WORKERS[0]]), ALL)
+    found.forget(WORKERS[3])
+    for worker in WORKERS[1:3]:
+        found.answered(worker, answer(tasks[worker]), ALL - {3})
+    assert [(worker, places) for worker, _, places in found.to_send_again()] == [
+        (worker, {3}) for worker in WORKERS[:3]
+    ]
+    assert set(found.ways(asks(WORKERS[:3], replace(TASK, round=1)), STATE)) == set(WORKERS[:3])
+
+
+def test_owners_that_say_nothing_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = known()
+    tasks = begun(found)
+    assert found.rest() == float("inf")
+    for worker in WORKERS[:3]:
+        found.answered(worker, answer(tasks[worker]), ALL)
+    assert found.complete() == []
+    assert 0 < found.rest() < float("inf")
+    monkeypatch.setattr(owners, "LEAST", 0.0)
+    while found.rest():  # as long again as the first answer took
+        pass
+    assert found.complete() == []
+    assert {places == {3} for _, _, places in found.to_send_again()} == {True}
+    assert WORKERS[3] not in found.ways(asks(task=replace(TASK, round=1)), STATE)
+
+
+def test_whoever_lacks_parameters_is_asked_as_ever_and_owns_nothing() -> None:
+    found = known()
+    tasks = begun(found)
+    lacking = WORKERS[1]
+    assert found.lacks(lacking, tasks[lacking], frozenset({3}))
+    for worker in (WORKERS[0], *WORKERS[2:]):
+        found.answered(worker, answer(tasks[worker]), ALL - {1})
+    assert {tuple(places) for _, _, places in found.to_send_again()} == {(1,)}
+    found.answered(lacking, answer(tasks[lacking]), None)
+    assert [worker for worker, _ in found.complete()] == [lacking]  # it has sent all to the driver
+    assert set(found.ways(asks(task=replace(TASK, round=1)), STATE)) == set(WORKERS[:3])
+
+
+def test_whoever_misses_most_of_the_others_is_left_out_itself_until_the_epoch_ends() -> None:
+    found = known()
+    tasks = begun(found)
+    found.lacks(WORKERS[1], tasks[WORKERS[1]], frozenset({0, 2, 3}))
+    found.lacks(WORKERS[2], tasks[WORKERS[2]], frozenset({1}))  # which follows
+    found.end()
+    others = {WORKERS[0], *WORKERS[2:]}
+    assert set(found.ways(asks(task=replace(TASK, round=1)), STATE)) == others
+    assert set(found.ways(asks(task=replace(TASK, epoch=1)), STATE)) == set(WORKERS)
+
+
+def test_what_comes_after_its_round_frees_its_worker_and_adds_nothing() -> None:
+    found = known()
+    tasks = begun(found)
+    found.answered(WORKERS[0], answer(tasks[WORKERS[0]]), ALL)
+    found.end()
+    begun(found, replace(TASK, round=1))
+    assert [(worker, each.partials) for worker, each in found.complete()] == [(WORKERS[0], ())]
+    assert found.answered(WORKERS[1], answer(tasks[WORKERS[1]]), ALL)
+    assert not found.lacks(WORKERS[2], tasks[WORKERS[2]], frozenset({1}))
+    assert [worker for worker, _ in found.complete()] == [WORKERS[2]]
+    found.sent_again(WORKERS[3], tasks[WORKERS[3]], ALL)
+    assert found.complete() == []
+
+
+def test_answers_to_what_is_asked_later_in_a_round_count_at_once() -> None:
+    found = known()
+    begun(found)
+    assert found.answered(WORKERS[0], answer(replace(TASK, start=6)), None)
+
+
+def test_validation_counts_at_once() -> None:
+    found = known()
+    tasks = begun(found, replace(TASK, kind="evaluate"))
+    found.answered(WORKERS[0], answer(tasks[WORKERS[0]]), frozenset())
+    assert [worker for worker, _ in found.complete()] == [WORKERS[0]]
+
+
+@pytest.mark.parametrize("change", [{"place": 4}, {"place": -1}, {"place": 2}, {"peers": WORKERS[:3]}, {"peers": (1,)}])
+def test_a_way_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
+    way = known().ways(asks(), STATE)[WORKERS[1]]
+    assert isinstance(way, Sharded)
+    with pytest.raises(WireError):
+        decode_way(encode_way(way) | change, way.tasks[1])

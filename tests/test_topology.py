@@ -1,0 +1,57 @@
+"""topology.py: what each way of reducing is predicted to take, and which is chosen."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dasktrain.topology import FEWEST, Links, Reduction
+
+MB = 1 << 20
+#: 100 MB over 1 Gbit/s
+LINKS = Links(workers=4, hosts=4, size=100 * MB, bucket=4 * MB, rate=125e6)
+
+
+def test_flat_grows_with_workers_and_sharded_hardly() -> None:
+    more = replace(LINKS, workers=16, hosts=16)
+    assert more.flat == pytest.approx(4 * LINKS.flat)
+    assert LINKS.sharded < 0.5 * LINKS.flat
+    assert more.sharded < 2 * LINKS.sharded
+
+
+def test_no_link_carries_much_more_than_the_parameters_twice() -> None:
+    seconds = 2 * LINKS.size / LINKS.rate
+    assert seconds < LINKS.sharded < 1.2 * seconds
+
+
+def test_adding_up_on_hosts_saves_gradients_and_no_parameters() -> None:
+    shared = replace(LINKS, workers=8)
+    assert shared.flat == pytest.approx(1.5 * LINKS.flat)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"workers": FEWEST - 1, "hosts": FEWEST - 1}, {"hosts": 3}, {"size": 12 * MB}],
+    ids=["too few", "some share a host", "nothing to own for one"],
+)
+def test_what_cannot_be_sharded_is_flat_whatever_was_asked_for(change: dict[str, int]) -> None:
+    links = replace(LINKS, **change)  # type: ignore[arg-type]
+    assert {links.best(reduction) for reduction in get_args(Reduction)} == {"flat"}
+
+
+def test_what_was_asked_for_is_chosen_if_it_can_be() -> None:
+    assert LINKS.best("flat") == "flat"
+    assert replace(LINKS, rate=1e12).best("sharded") == "sharded"
+
+
+def test_auto_chooses_what_takes_less() -> None:
+    assert LINKS.best("auto") == "sharded"
+    assert replace(LINKS, rate=1e12).best("auto") == "flat"  # messages are all there is, and sharded has more
+
+
+@given(st.integers(FEWEST, 500), st.integers(1, 1 << 32), st.floats(1e5, 1e11))
+def test_auto_never_takes_longer_than_flat(workers: int, size: int, rate: float) -> None:
+    links = Links(workers, workers, size, 4 * MB, rate)
+    assert getattr(links, links.best("auto")) <= links.flat
