@@ -237,6 +237,7 @@ class Fitting:
         run = Run(
             id=wire.run,
             resumed=self.settings.resume,
+            client=getattr(wire, "client", None),
             workers=wire.workers,
             shards=prepared.plan.shards,
             threads=threads,

@@ -65,10 +65,12 @@ class Run:
     timings: Sequence[Any] = field(repr=False, default=())
     #: URL of the checkpoints that it goes on from
     resumed: str | None = None
+    #: the Dask client of its cluster, where the driver is; None if there is none
+    client: Any = field(repr=False, default=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the driver: observers that were in a run are copied and pickled without it."""
-        return vars(self) | {"state": None, "members": nobody, "capture": nothing, "timings": ()}
+        return vars(self) | {"state": None, "members": nobody, "capture": nothing, "timings": (), "client": None}
 
 
 def nobody() -> Sequence[str]:

@@ -24,7 +24,7 @@ _KINDS: dict[str, Any] = {
     "end": str,
 }
 #: what only the driver has
-NOT_TOLD = ("state", "cursor", "history", "members", "capture", "timings")
+NOT_TOLD = ("state", "cursor", "history", "members", "capture", "timings", "client")
 
 
 class Relay(Observer):

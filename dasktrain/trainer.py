@@ -279,7 +279,6 @@ def driven(wire: Wire, prepare: Callable[[threading.Event], Callable[[], T]]) ->
         with ExitStack() as during:
             if isinstance(wire, DaskWire):
                 during.enter_context(obeying(wire.run, wire.client, stop))
-                during.enter_context(wire.client.as_current())  # observers may ask for it
             return _in_thread(prepare(stop), stop)
     finally:
         wire.close()

@@ -41,7 +41,11 @@ class Dashboard(Observer):
 
     def start(self, run: Run) -> None:
         """Put the page there, if it is not, and tell of the run."""
-        client = _client()
+        client = run.client
+        if client is None:
+            raise BadInput(
+                "A dashboard must be that of a Dask cluster, however there is no client; leave out dt.Dashboard()"
+            )
         try:
             client.register_plugin(Boards())
         except Exception as error:
@@ -106,13 +110,3 @@ class _Telling:
     def wait(self) -> None:
         """Wait until all is logged, or the scheduler has had its time."""
         wait(self._under_way, timeout=seconds("timeouts.close"))
-
-
-def _client() -> Client:
-    """Return the client that the run goes by."""
-    try:
-        return Client.current()
-    except ValueError:
-        raise BadInput(
-            "A dashboard must be that of a Dask cluster, however there is no client; leave out dt.Dashboard()"
-        ) from None
