@@ -45,6 +45,8 @@ def cluster_of(**security: Any) -> Iterator[Client]:
         cluster = Hosts(n_workers=0, threads_per_worker=1, dashboard_address=":0", **security)
         cluster.scale(WORKERS)
         with Client(cluster, set_as_default=False) as client:
+            client.wait_for_workers(WORKERS, timeout=60)
+            client.run(exec, "import dasktrain.replica")  # so that none is late for the first round
             yield client
         with suppress(KeyError):  # LocalCluster.close trips over a worker that it has not seen come back
             cluster.close()
