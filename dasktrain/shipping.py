@@ -214,8 +214,10 @@ def _is_users(module: ModuleType) -> bool:
     if any(f"{module.__name__}.".startswith(f"{package}.") for package in _SHIPPED.get()):
         return True
     file = getattr(module, "__file__", None)
-    path = Path(str(file)).resolve()
-    return bool(file) and not (str(path).startswith(_INSTALLED) or _SITES.intersection(path.parts))
+    if not file:
+        return False
+    path = Path(file).resolve()
+    return not (str(path).startswith(_INSTALLED) or _SITES.intersection(path.parts))
 
 
 def check_ships(model: nn.Module, **others: Any) -> None:

@@ -174,3 +174,9 @@ def test_its_outputs_are_those_of_torch() -> None:
         normal = dense / torch.sqrt(torch.tensor(1 + layers[1].epsilon))
         wanted = normal @ layers[4].kernel.value + layers[4].bias.value
         torch.testing.assert_close(module(torch.from_numpy(X)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_of_the_models_own_are_refused() -> None:
+    layer = keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.1))
+    with pytest.raises(ModelError, match="no losses of its own"):
+        fit(keras.Sequential([keras.Input((3,)), layer]))

@@ -11,7 +11,7 @@ import torch
 import torchmetrics
 from distributed import Client
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import BinaryAccuracy, MulticlassAUROC, MulticlassF1Score
 
 import dasktrain as dt
 from dasktrain.errors import ModelError
@@ -170,3 +170,35 @@ def test_labels_are_needed_for_figures_of_labels() -> None:
         fit(data, loss=nn.MSELoss(), metrics={"f1": sklearn.metrics.f1_score})
     figures = fit(data, loss=nn.MSELoss(), metrics={"r2": torchmetrics.R2Score()}).history[-1]
     assert figures["r2"] < 1
+
+
+@pytest.mark.parametrize("shards", [1, 8, 32])
+def test_scores_between_0_and_1_are_no_probabilities_whatever_the_cut(shards: int) -> None:
+    """Some shards have such scores alone, which torchmetrics by itself would take for probabilities."""
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(64, 1)).astype(np.float32), rng.integers(0, 2, 64)
+    model = nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(0.4)
+        model.bias.fill_(0.3)
+    result = dt.Trainer(
+        model,
+        lambda output, target: nn.functional.binary_cross_entropy_with_logits(output[:, 0], target.float()),
+        partial(torch.optim.SGD, lr=0.0),
+        metrics={"accuracy": BinaryAccuracy()},
+        observers=[],
+    ).fit(dt.Arrays(rows, labels), epochs=1, batch_size=64, shards=shards, client=dt.LocalWire(2))
+    wanted = ((rows[:, 0] * 0.4 + 0.3 > 0) == labels).mean()
+    assert result.history[-1]["accuracy"] == pytest.approx(wanted)
+
+
+def test_a_figure_that_does_not_take_so_many_labels_is_refused_before_the_first_round() -> None:
+    rounds: list[dict[str, Any]] = []
+
+    class Seen(dt.Observer):
+        def round(self, record: dict[str, Any]) -> None:
+            rounds.append(record)
+
+    with pytest.raises(ModelError, match="'f1' must accept"):
+        trained({"f1": sklearn.metrics.f1_score}, observers=[Seen()])
+    assert rounds == []

@@ -393,3 +393,12 @@ def test_run_is_shown_without_its_state() -> None:
     watcher = Watcher()
     fit(table(), observers=[watcher])
     assert "state" not in repr(watcher.runs[0])
+
+
+def test_a_log_has_columns_for_what_only_later_rounds_have(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    fit(table(), epochs=2, observers=[dt.Monitor(every=2), dt.Log(path, every="round")])
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert [bool(row["gradient_norm"]) for row in rows] == [False, True] * 3

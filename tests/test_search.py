@@ -328,3 +328,29 @@ def test_a_module_that_raises_ends_the_search() -> None:
         dt.search(
             with_model, [{"model": nn.Linear(6, 3)}, {"model": Raises(6, 3)}], DATA, client=dt.LocalWire(), **SETTINGS
         )
+
+
+def test_observers_of_those_that_have_begun_end_if_another_cannot_begin() -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Sees(dt.Observer):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def start(self, run: Any) -> None:
+            seen.append(("start", self.number))
+            if self.number == 1:
+                raise OSError("the disk is full")
+
+        def end(self) -> None:
+            seen.append(("end", self.number))
+
+    def trainer(number: int) -> dt.Trainer:
+        optimizer = partial(torch.optim.SGD, lr=0.1)
+        return dt.Trainer(nn.Linear(2, 2), nn.CrossEntropyLoss(), optimizer, observers=[Sees(number)])
+
+    data = dt.Arrays(np.zeros((8, 2), dtype=np.float32), np.array([0, 1] * 4))
+    with pytest.raises(OSError, match="disk is full") as raised:
+        dt.search(trainer, {"number": [0, 1]}, data, epochs=1, client=dt.LocalWire())
+    assert raised.traceback  # holds what the search held: nothing was left to the garbage collector
+    assert sorted(seen) == [("end", 0), ("end", 1), ("start", 0), ("start", 1)]

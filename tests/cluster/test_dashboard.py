@@ -67,6 +67,20 @@ def test_boards_remember_what_a_relay_tells() -> None:
     assert board.run.rounds_per_epoch == 5
 
 
+def test_a_message_that_is_lost_is_not_waited_for_without_an_end() -> None:
+    boards, messages = Boards(), list[Any]()
+    relay = Relay("a", messages.append)
+    relay.start(a_run())
+    for number in range(2 * LINES):
+        relay.stage(str(number))
+    relay.end()
+    for message in messages[:5] + messages[6:]:
+        boards.log_event(PREFIX + "r", message)
+    board = boards.boards["r"]
+    assert board.over
+    assert board.told[-1][1] == str(2 * LINES - 1)
+
+
 def test_a_run_that_is_resumed_begins_with_what_was_before() -> None:
     boards = Boards()
     for attempt in "ab":
