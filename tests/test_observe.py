@@ -19,6 +19,7 @@ import dasktrain as dt
 from dasktrain.errors import BadInput, NonFinite
 from dasktrain.observe import PARTS, Record
 from dasktrain.observers import progress
+from dasktrain.relay import Relay, Replay
 from tests.small import Watcher, closed, fit, table
 
 METRICS = {"accuracy": dt.accuracy}
@@ -402,3 +403,14 @@ def test_a_log_has_columns_for_what_only_later_rounds_have(tmp_path: Path) -> No
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert [bool(row["gradient_norm"]) for row in rows] == [False, True] * 3
+
+
+@pytest.mark.parametrize("every", ["epoch", "round"])
+def test_a_log_beside_a_client_has_what_its_driver_elsewhere_tells(every: Any, tmp_path: Path) -> None:
+    messages: list[Any] = []
+    fit(table(), epochs=3, observers=[dt.Monitor(every=2), Relay("a", messages.append)])
+    replay = Replay([dt.Log(tmp_path / "log.csv", every=every)])
+    for message in messages:
+        replay.play(message)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == (3 if every == "epoch" else 9)

@@ -41,18 +41,13 @@ class Log(Observer):
 
     def start(self, run: Run) -> None:
         """Open the file and write what was before a resume."""
-        self._records = run.history if self.every == "epoch" else run.history.rounds
+        self._table: list[Record] = []
         self._open()
+        for record in run.history if self.every == "epoch" else run.history.rounds:
+            self._write(record)
 
     def _open(self) -> None:
-        """Begin the file with all there is, and columns for all of it."""
         self._file, self._writer = fsspec.open(self.path, "w", newline="").open(), None
-        if self.path.endswith(".csv") and self._records:
-            names = dict.fromkeys(name for record in self._records for name in record)
-            self._writer = csv.DictWriter(self._file, list(names))
-            self._writer.writeheader()
-        for record in self._records:
-            self._write(record)
 
     def round(self, record: Record) -> None:
         """Write a round."""
@@ -68,14 +63,24 @@ class Log(Observer):
         assert self._file is not None
         if self.path.endswith(".jsonl"):
             self._file.write(json.dumps(record) + "\n")
-        elif self._writer is None or not record.keys() <= set(
-            self._writer.fieldnames
-        ):  # what earlier ones did not have
+        else:
+            self._table.append(record)
+            if self._writer is None or not record.keys() <= set(self._writer.fieldnames):
+                self._widen()
+            else:
+                self._writer.writerow(record)
+        self._file.flush()
+
+    def _widen(self) -> None:
+        """Write the table anew, with columns for what its last row has as well."""
+        if self._file is not None and self._writer is not None:
             self._file.close()
             self._open()
-        else:
-            self._writer.writerow(record)
-        self._file.flush()
+        assert self._file is not None
+        names = dict.fromkeys(name for record in self._table for name in record)
+        self._writer = csv.DictWriter(self._file, list(names))
+        self._writer.writeheader()
+        self._writer.writerows(self._table)
 
     def end(self) -> None:
         """Close the file."""
