@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from dasktrain import errors as errors
     from dasktrain import models as models
     from dasktrain import text as text
+    from dasktrain.capacity import ClusterPlan as ClusterPlan
+    from dasktrain.capacity import plan_cluster as plan_cluster
     from dasktrain.checkpointer import Checkpoint as Checkpoint
     from dasktrain.compute import Compute as Compute
     from dasktrain.dashboard.observer import Dashboard as Dashboard
@@ -64,6 +66,7 @@ _HOMES = {
     "Arrays": "dasktrain.data.arrays",
     "Budget": "dasktrain.observers.budget",
     "Checkpoint": "dasktrain.checkpointer",
+    "ClusterPlan": "dasktrain.capacity",
     "Compute": "dasktrain.compute",
     "Dashboard": "dasktrain.dashboard.observer",
     "DiLoCo": "dasktrain.strategies",
@@ -109,6 +112,7 @@ _HOMES = {
     "load": "dasktrain.result",
     "load_local": "dasktrain.local",
     "models": "dasktrain.models",
+    "plan_cluster": "dasktrain.capacity",
     "runs": "dasktrain.running",
     "search": "dasktrain.searching",
     "split": "dasktrain.splitting",

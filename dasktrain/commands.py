@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dasktrain
+from dasktrain.capacity import plan_cluster
 from dasktrain.cli import main
 from dasktrain.config import seconds
 from dasktrain.errors import AttachError, BadInput, DasktrainError
@@ -225,6 +226,24 @@ def stop_run(run: str, scheduler: str | None) -> tuple[dict[str, Any], int]:
         return {"asked to stop": run}, 0
 
 
+@main.command(name="plan")
+@click.option("--parameters", type=float, required=True, help="How many the model has: 25e6.")
+@click.option("--rows-per-second", type=float, required=True, help="Whose gradients one worker computes in a second.")
+@click.option("--batch-size", type=int, required=True, help="Rows of a round, all workers together.")
+@click.option("--bandwidth", type=float, required=True, help="Bits a second of each host's link: 10e9.")
+@click.option("--workers", "-n", type=int, help="Default: as many as help.")
+@click.option("--workers-per-host", type=int, default=1, show_default=True)
+@click.option("--shards", type=int, help="Default: what a run takes on so many workers.")
+@click.option("--steps", type=int, default=1, show_default=True, help="Rounds from one sum to the next.")
+@reported
+def plan(rows_per_second: float, **given: Any) -> tuple[dict[str, Any], int]:
+    """Predict what a round takes on a cluster, and how many workers help; nothing is measured."""
+    planned = plan_cluster(worker_rows_per_second=rows_per_second, **given)
+    table: list[Any] = planned.to_frame().to_dict("records")
+    found = planned.to_row() | {"most_workers": planned.most_workers}
+    return _rounded(found) | {"table": [*map(_rounded, table)]}, 0
+
+
 # -- between the two ----------------------------------------------------------------------------------------------
 
 
@@ -233,6 +252,10 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise BadInput(f"--set must be NAME=VALUE, however it is {text!r}")
     return name, read_yaml(value, f"The value of --set {name}")
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _kept(result: Result, url: str | None) -> tuple[dict[str, Any], int]:

@@ -16,7 +16,7 @@ from dasktrain.data.source import Encoding, Schema, Source
 from dasktrain.domain import pinned
 from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError
-from dasktrain.fleet import Fleet
+from dasktrain.fleet import Fleet, default_shards
 from dasktrain.folds import Fold
 from dasktrain.inner import Inner, Stepping
 from dasktrain.keras_module import adapted
@@ -86,11 +86,6 @@ class Needs:
         return (2 + workers.bit_length()) * self.parameters + self.optimizer + self.buffers
 
 
-def default_shards(workers: int) -> int:
-    """Return the larger of 8 and the next power of two."""
-    return max(8, 1 << (workers - 1).bit_length())
-
-
 @dataclass(frozen=True)
 class Training:
     """A fit whose data is in place: what is left is to train."""
@@ -107,8 +102,9 @@ class Training:
         try:
             self.stage(f"building replicas on {len(self.wire.workers)} workers")
             cursor = self.driver.run.cursor
+            self.wire.choose(self.settings.reduction, self.driver.state.whole())
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
-            if chosen := self.wire.choose(self.settings.reduction, self.driver.state.whole()):
+            if chosen := self.wire.chosen():
                 self.stage(chosen)
             self.driver.drive()
             return self.result()

@@ -295,6 +295,11 @@ class Fleet:
         )
 
 
+def default_shards(workers: int) -> int:
+    """Return into how many shards a run is cut unless it is told: the next power of two, and 8 at least."""
+    return max(8, 1 << (workers - 1).bit_length())
+
+
 def shares(workers: Sequence[str], shards: int) -> list[tuple[str, int, int]]:
     """Spread shards over workers: (worker, start, stop), contiguous, in their order, even to within one."""
     return [(worker, *cut) for worker, cut in zip(workers, _cuts(0, shards, len(workers)), strict=False)]

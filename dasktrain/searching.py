@@ -19,8 +19,8 @@ from dasktrain.data.block import Batch, call
 from dasktrain.data.source import Source
 from dasktrain.ensemble import Ensemble
 from dasktrain.errors import BadInput, ModelError, known_keywords, nearest
-from dasktrain.fitting import Fitting, Settings, Training, default_shards
-from dasktrain.fleet import Fleet
+from dasktrain.fitting import Fitting, Settings, Training
+from dasktrain.fleet import Fleet, default_shards
 from dasktrain.folds import Fold
 from dasktrain.instep import InStep
 from dasktrain.messages import Kind

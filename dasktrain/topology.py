@@ -6,9 +6,15 @@ bytes a second that a host's link carries in each direction, b those of a bucket
 ==========  ===================================================  ====================================================
 flat        ``(W + H) P / B + (W + H) a``                        parameters to each of W workers, a gradient from each
                                                                  of H hosts, all through the driver's link
-sharded     ``2 P / B + 2 (W - 1) b / B + 2 W a ceil(P / W b)``  a link carries P in each direction and phase, and waits
+sharded     ``(out + back) / B + 2 W k a``                       a link carries P in each direction and phase, and waits
                                                                  for the first bucket and the last
 ==========  ===================================================  ====================================================
+
+Owners take turns, ``k = ceil(P / W b)`` of them; in the last turn r bytes are left, so that the busiest owner passes
+``q = (W - 1) ((k - 1) b + min(b, r))`` bytes on, and takes as many in. Of the parameters, either the driver's link is
+busy to the end and the last bucket is then passed on, or the first have come and the busiest owner passes on:
+``out = max(P + (W - 1) b, W b + q)``. Of the gradient, either the first sums have risen and the driver's link is busy
+from then on, or the busiest owner's have, and the last turn's follow: ``back = max(P + (W - 1) b, q + r)``.
 """
 
 from dataclasses import dataclass
@@ -54,9 +60,13 @@ class Links:
     @property
     def sharded(self) -> float:
         """Seconds of a round if each worker adds up some buckets, and passes some of the parameters on."""
-        edges = 2 * (self.workers - 1) * self.bucket
-        messages = 2 * self.workers * ceil(self.size / (self.workers * self.bucket))
-        return (2 * self.size + edges) / self.rate + messages * MESSAGE
+        others, turns = self.workers - 1, ceil(self.size / (self.workers * self.bucket))
+        last = self.size - (turns - 1) * self.workers * self.bucket
+        busiest = others * ((turns - 1) * self.bucket + min(self.bucket, last))
+        through_driver = self.size + others * self.bucket
+        out = max(through_driver, self.workers * self.bucket + busiest)
+        back = max(through_driver, busiest + last)
+        return (out + back) / self.rate + 2 * self.workers * turns * MESSAGE
 
     @property
     def can_shard(self) -> bool:

@@ -64,7 +64,10 @@ class Scripted:
         for worker in self.workers:
             self.agenda.add(0.0, Joined(worker))
 
-    def choose(self, reduction: Reduction, state: State) -> str:
+    def choose(self, reduction: Reduction, state: State) -> None:
+        pass
+
+    def chosen(self) -> str:
         return ""
 
     def lease(self, worker: str, task: Task) -> None:

@@ -71,6 +71,7 @@ LEVELS = (
         "estimators",
         "learning_rates",
         "profiling",
+        "capacity",
         "pictures",
         "dashboard",
         "report",

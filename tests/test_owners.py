@@ -1,6 +1,6 @@
 """wire/owners.py: who reduces among themselves, and which answers count."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from dasktrain import buckets
 from dasktrain.errors import WireError
 from dasktrain.fleet import shares
 from dasktrain.messages import Answer, Sharded, State, Table, Task, decode_way, encode_way
+from dasktrain.topology import Reduction
 from dasktrain.wire import owners
 from dasktrain.wire.owners import Owners
 
@@ -32,12 +33,12 @@ def small() -> Iterator[None]:
         yield
 
 
-def known(*workers: str) -> Owners:
+def known(*workers: str, reduction: Reduction = "sharded", state: State = STATE, rate: float | None = 1e9) -> Owners:
     """Return what is known of workers that reduce among themselves."""
     found = Owners()
     for worker in workers or WORKERS:
-        found.add(worker, 1e9)
-    found.choose("sharded", STATE)
+        found.add(worker, rate)
+    found.choose(reduction, state)
     return found
 
 
@@ -52,7 +53,7 @@ def answer(task: Task) -> Answer:
 def begun(found: Owners, task: Task = TASK) -> dict[str, Task]:
     """Begin a round of all workers; return their tasks."""
     given = asks(task=task)
-    assert set(found.ways(given, STATE)) == set(WORKERS)
+    assert set(found.ways(given)) == set(WORKERS)
     return dict(given)
 
 
@@ -61,7 +62,7 @@ def begun(found: Owners, task: Task = TASK) -> dict[str, Task]:
 
 def test_each_is_told_its_place_and_all_of_them() -> None:
     found = known()
-    ways = found.ways(asks(), STATE)
+    ways = found.ways(asks())
     assert [way.place for way in ways.values()] == [0, 1, 2, 3]
     assert {(way.mesh, way.peers, way.tasks) for way in ways.values()} == {
         (ways[WORKERS[0]].mesh, WORKERS, tuple(task for _, task in asks()))
@@ -80,7 +81,7 @@ def test_each_is_told_its_place_and_all_of_them() -> None:
     ids=["nothing to own for one", "more buffers than parameters", "tables"],
 )
 def test_some_states_are_sent_as_ever(state: State) -> None:
-    assert known().ways(asks(), state) == {}
+    assert known(state=state).ways(asks()) == {}
 
 
 @pytest.mark.parametrize(
@@ -89,33 +90,73 @@ def test_some_states_are_sent_as_ever(state: State) -> None:
     ids=["too few", "two on one host"],
 )
 def test_some_workers_are_sent_all_as_ever(workers: tuple[str, ...]) -> None:
-    assert known(*workers).ways(asks(workers), STATE) == {}
+    assert known(*workers).ways(asks(workers)) == {}
 
 
 def test_those_that_cannot_are_left_out() -> None:
     found = known(*WORKERS[:3])
-    assert set(found.ways(asks(), STATE)) == set(WORKERS[:3])
+    assert set(found.ways(asks())) == set(WORKERS[:3])
     assert not found.may_reduce(WORKERS[3])
     found.choose("flat", STATE)
     assert not found.may_reduce(WORKERS[0])
-    assert found.ways(asks(), STATE) == {}
+    assert found.ways(asks()) == {}
 
 
-def test_what_is_chosen_is_told_where_there_is_something_to_choose() -> None:
-    assert "flat" in known().choose("sharded", STATE)
-    assert "(flat)" in known(*WORKERS[:2]).choose("sharded", STATE)
-    assert known().choose("flat", STATE) == Owners().choose("auto", STATE) == ""
-    fast = Owners()
-    for worker in WORKERS:
-        fast.add(worker, 1e12)
-    assert "(flat)" in fast.choose("auto", STATE)
+@pytest.mark.parametrize(
+    ("reduction", "workers", "rate", "words"),
+    [
+        ("auto", WORKERS, 1e3, ["4 workers", "(sharded)", "on the wire at 0.008 Mbit/s", "flat"]),
+        ("auto", WORKERS, 1e12, ["(flat)", "8e+06 Mbit/s", "sharded"]),
+        ("sharded", WORKERS, None, ["4 workers", "(sharded)"]),
+        ("sharded", WORKERS[:2], None, ["(flat)", "sharded takes 3 or more workers"]),
+    ],
+)
+def test_what_is_chosen_is_told(reduction: Reduction, workers: Sequence[str], rate: float, words: list[str]) -> None:
+    told = known(*workers, reduction=reduction, rate=rate).chosen()
+    assert [word for word in words if word not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("reduction", "workers", "rate"),
+    [("flat", WORKERS, 1e6), ("auto", WORKERS[:2], None), ("auto", WORKERS, None), ("sharded", (), None)],
+    ids=["flat", "too few", "no link was measured", "all are on the driver's host"],
+)
+def test_where_there_is_nothing_to_choose_nothing_is_told(
+    reduction: Reduction, workers: Sequence[str], rate: float | None
+) -> None:
+    found = Owners()
+    for worker in workers:
+        found.add(worker, rate)
+    found.choose(reduction, STATE)
+    assert found.chosen() == ""
+
+
+@pytest.mark.parametrize(
+    ("reduction", "state", "workers", "depends"),
+    [
+        ("auto", STATE, WORKERS, True),
+        ("flat", STATE, WORKERS, False),
+        ("sharded", STATE, WORKERS, False),
+        ("auto", STATE, WORKERS[:2], False),
+        ("auto", STATE, (*WORKERS, WORKERS[0] + "9"), False),
+        ("auto", State(STATE.parameters[: 3 * SIZE], EMPTY), WORKERS, False),
+    ],
+)
+def test_the_way_depends_on_links_where_both_ways_can_be(
+    reduction: Reduction, state: State, workers: Sequence[str], depends: bool
+) -> None:
+    assert known(reduction=reduction, state=state).depends(workers) is depends
+
+
+def test_unless_a_run_chooses_nothing_depends_on_links() -> None:
+    assert not Owners().depends(WORKERS)
 
 
 def test_a_mesh_is_used_as_long_as_its_peers_stay_and_nothing_fails() -> None:
     found = known()
 
     def mesh(round: int, *workers: str) -> str:
-        return next(iter(found.ways(asks(workers or WORKERS, replace(TASK, round=round)), STATE).values())).mesh
+        return next(iter(found.ways(asks(workers or WORKERS, replace(TASK, round=round))).values())).mesh
 
     first = mesh(0)
     assert mesh(1) == first
@@ -168,7 +209,7 @@ def test_what_a_lost_owner_had_is_asked_for() -> None:
     assert [(worker, places) for worker, _, places in found.to_send_again()] == [
         (worker, {3}) for worker in WORKERS[:3]
     ]
-    assert set(found.ways(asks(WORKERS[:3], replace(TASK, round=1)), STATE)) == set(WORKERS[:3])
+    assert set(found.ways(asks(WORKERS[:3], replace(TASK, round=1)))) == set(WORKERS[:3])
 
 
 def test_owners_that_say_nothing_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +225,7 @@ def test_owners_that_say_nothing_are_not_waited_for(monkeypatch: pytest.MonkeyPa
         pass
     assert found.complete() == []
     assert {places == {3} for _, _, places in found.to_send_again()} == {True}
-    assert WORKERS[3] not in found.ways(asks(task=replace(TASK, round=1)), STATE)
+    assert WORKERS[3] not in found.ways(asks(task=replace(TASK, round=1)))
 
 
 def test_whoever_lacks_parameters_is_asked_as_ever_and_owns_nothing() -> None:
@@ -197,7 +238,7 @@ def test_whoever_lacks_parameters_is_asked_as_ever_and_owns_nothing() -> None:
     assert {tuple(places) for _, _, places in found.to_send_again()} == {(1,)}
     found.answered(lacking, answer(tasks[lacking]), None)
     assert [worker for worker, _ in found.complete()] == [lacking]  # it has sent all to the driver
-    assert set(found.ways(asks(task=replace(TASK, round=1)), STATE)) == set(WORKERS[:3])
+    assert set(found.ways(asks(task=replace(TASK, round=1)))) == set(WORKERS[:3])
 
 
 def test_whoever_misses_most_of_the_others_is_left_out_itself_until_the_epoch_ends() -> None:
@@ -207,8 +248,8 @@ def test_whoever_misses_most_of_the_others_is_left_out_itself_until_the_epoch_en
     found.lacks(WORKERS[2], tasks[WORKERS[2]], frozenset({1}))  # which follows
     found.end()
     others = {WORKERS[0], *WORKERS[2:]}
-    assert set(found.ways(asks(task=replace(TASK, round=1)), STATE)) == others
-    assert set(found.ways(asks(task=replace(TASK, epoch=1)), STATE)) == set(WORKERS)
+    assert set(found.ways(asks(task=replace(TASK, round=1)))) == others
+    assert set(found.ways(asks(task=replace(TASK, epoch=1)))) == set(WORKERS)
 
 
 def test_what_comes_after_its_round_frees_its_worker_and_adds_nothing() -> None:
@@ -240,7 +281,7 @@ def test_validation_counts_at_once() -> None:
 
 @pytest.mark.parametrize("change", [{"place": 4}, {"place": -1}, {"place": 2}, {"peers": WORKERS[:3]}, {"peers": (1,)}])
 def test_a_way_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
-    way = known().ways(asks(), STATE)[WORKERS[1]]
+    way = known().ways(asks())[WORKERS[1]]
     assert isinstance(way, Sharded)
     with pytest.raises(WireError):
         decode_way(encode_way(way) | change, way.tasks[1])

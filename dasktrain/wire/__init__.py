@@ -35,9 +35,9 @@ class Respond(Protocol):
 class Wire(Protocol):
     """Where data lies and replicas run.
 
-    Calls come in this order: `open`, then `persist`, `compute` and `place` in any number, then `attach`, then the
-    others in any order, then `close`, which is also right after any error. From `attach` on all calls come from one
-    thread; `close` may also come, to abort, from another.
+    Calls come in this order: `open`, then `persist`, `compute` and `place` in any number, then `choose` or not, then
+    `attach`, then the others in any order, then `close`, which is also right after any error. From `attach` on all
+    calls come from one thread; `close` may also come, to abort, from another.
     """
 
     def open(self) -> None:
@@ -70,14 +70,14 @@ class Wire(Protocol):
         Return the `fingerprint` each of them has.
         """
 
+    def choose(self, reduction: Reduction, state: State) -> None:
+        """Have parameters and gradients of states like this one travel in some way."""
+
     def attach(self, replica: bytes) -> None:
         """Tell from now on who joins; ``run_packed(replica, read)`` is the replica of whoever is leased."""
 
-    def choose(self, reduction: Reduction, state: State) -> str:
-        """Have parameters and gradients travel in some way from the next round on, of states like this one.
-
-        Return what the user should be told of it, if there is a choice.
-        """
+    def chosen(self) -> str:
+        """Return what the user should be told of the way of rounds, if there was something to choose."""
 
     def lease(self, worker: str, task: Task) -> None:
         """Have a worker build its replica and get ready for `task`; `events` tells when it is, or that it cannot."""

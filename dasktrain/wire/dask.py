@@ -41,6 +41,7 @@ from dasktrain.messages import (
 from dasktrain.shipping import pack
 from dasktrain.topology import Reduction
 from dasktrain.vector import plain_memory
+from dasktrain.wire.bandwidth import Gauge
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.inbox import Inbox
 from dasktrain.wire.leases import Attached, Leases, reach
@@ -140,13 +141,18 @@ class DaskWire:
         keys = pack(dict, self._placing.keys)
         self._inbox = inbox = Inbox[News]()
         self._watch = Watch(self.client, inbox.tell)
-        self._leases = Leases(self.client, self.run, replica, keys, self._memory, inbox.tell, inbox.tell)
+        gauge = Gauge(self._owners.depends)
+        self._leases = Leases(self.client, self.run, replica, keys, self._memory, gauge, inbox.tell, inbox.tell)
         for worker in sorted(self.client.nthreads()):
             inbox.tell(Joined(worker))
 
-    def choose(self, reduction: Reduction, state: State) -> str:
-        """Have workers elsewhere reduce among themselves, or not; return what to tell of it."""
-        return self._owners.choose(reduction, state)
+    def choose(self, reduction: Reduction, state: State) -> None:
+        """Have workers elsewhere reduce among themselves, or not, or whichever is quicker."""
+        self._owners.choose(reduction, state)
+
+    def chosen(self) -> str:
+        """Return what to tell of the way of rounds."""
+        return self._owners.chosen()
 
     def lease(self, worker: str, task: Task) -> None:
         """Start to make a lease."""
@@ -207,9 +213,7 @@ class DaskWire:
     def _begin(self) -> None:
         """Send what was held back."""
         asks, self._asks, self._begins = self._asks, [], False
-        ways: Mapping[str, Way] = self._parties.ways(asks)
-        if self._state is not None and not ways:
-            ways = self._owners.ways(asks, self._state)
+        ways: Mapping[str, Way] = self._parties.ways(asks) or self._owners.ways(asks)
         for worker, task in asks:
             self._post(worker, task, ways.get(worker))
 
@@ -291,6 +295,8 @@ class DaskWire:
             if writable and channel.flush():
                 self._inbox.watch(worker, channel)
             while readable and (message := channel.poll()) is not None:
+                if "probed" in message[0]:
+                    continue  # it was not waited for any longer
                 if "mark" in message[0]:
                     self._heed(worker, message[0])
                     events.append(Waits(worker))

@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
-from threading import Lock
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 from distributed import Client, Future
@@ -25,6 +24,7 @@ from dasktrain.events import Domain, Event, Left, Refused
 from dasktrain.messages import Failure, Task, decode_reply, encode_attach
 from dasktrain.shipping import pack, run_packed_with
 from dasktrain.wire import failed
+from dasktrain.wire.bandwidth import Gauge
 from dasktrain.wire.channel import Channel, handed_over
 from dasktrain.wire.lease import Terms, lease, operation
 from dasktrain.wire.shared import SharedChannel, Store, offer
@@ -38,8 +38,6 @@ AT_ONCE = 64
 REACH = 5.0
 #: seconds for a connection to a worker whose lease runs
 CONNECT = 15.0
-#: connections whose bandwidth is measured, how often each, and with how many bytes
-PROBED, PROBES, PROBE = 4, 2, 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,8 @@ class Leases:
         What a lease builds its replica from, as bytes.
     memory
         Whose contents workers of this host are to read where it lies.
+    gauge
+        Measures links of workers on other hosts, as far as it matters.
     ready
         Called in a thread of this class's.
     tell
@@ -90,6 +90,7 @@ class Leases:
         replica: bytes,
         keys: bytes,
         memory: Store | None,
+        gauge: Gauge,
         ready: Callable[[Attached], None],
         tell: Callable[[Event], None],
     ) -> None:
@@ -100,7 +101,7 @@ class Leases:
         self._futures: dict[str, Future] = {}
         self._news: dict[str, SimpleQueue[object]] = {}
         self._channels: dict[str, Channel] = {}  # of workers that are not ready
-        self._probing, self._probed = Lock(), 0
+        self._gauge = gauge
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="dasktrain-attach")
         self._client.subscribe_topic(operation(run), self._announced)
 
@@ -116,6 +117,7 @@ class Leases:
             self._client.cancel([future])
             future.release()
         self._interrupt(worker)
+        self._gauge.forget(worker)
 
     def _interrupt(self, worker: str) -> None:
         """Have the thread that makes a worker's lease stop waiting."""
@@ -159,7 +161,8 @@ class Leases:
             staged, _ = channel.receive()  # its data is at hand, however long that takes
             meeting = Meeting(*staged["meeting"]) if "meeting" in staged else None
             has_peers = staged.get("peers") is True
-            rate = self._rate(channel) if has_peers and not isinstance(channel, SharedChannel) else None
+            apart = has_peers and not isinstance(channel, SharedChannel)
+            rate = self._gauge.rate(worker, channel) if apart else None
             self._ready(Attached(worker, self._channels.pop(worker), domain, meeting, has_peers, rate))
         except Exception as error:
             if worker in self._channels:
@@ -219,20 +222,6 @@ class Leases:
             await comm.close()
             return ours
         return await handed_over(comm, request)
-
-    def _rate(self, channel: Channel) -> float | None:
-        """Return the bytes a second that a connection carries while it is the only one that is tried."""
-        with self._probing:
-            if self._probed == PROBED:
-                return None
-            self._probed += 1
-            took = []
-            for _ in range(PROBES):
-                began = perf_counter()
-                channel.send({"probe": True}, [bytes(PROBE)])
-                channel.receive(CONNECT)
-                took.append(perf_counter() - began)
-            return PROBE / min(took)
 
     @staticmethod
     def _domain(worker: str, channel: Channel, deadline: float) -> Domain:

@@ -70,8 +70,11 @@ class LocalWire:
         self._replica = replica
         self._events.extend(Joined(worker) for worker in self.workers)
 
-    def choose(self, reduction: Reduction, state: State) -> str:
+    def choose(self, reduction: Reduction, state: State) -> None:
         """Nothing travels."""
+
+    def chosen(self) -> str:
+        """There is nothing to tell."""
         return ""
 
     def lease(self, worker: str, task: Task) -> None:

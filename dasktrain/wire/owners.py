@@ -1,7 +1,7 @@
 """On the driver: rounds that workers reduce among themselves, and whose sums have not come by way of their owners."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from statistics import median
@@ -64,6 +64,7 @@ class Owners:
 
     def __init__(self) -> None:
         self.reduction: Reduction = "flat"
+        self._size, self._bucket = 0, 1  # bytes of the parameters, 0 if they cannot be sharded, and of a bucket
         self._able: dict[str, float | None] = {}  # worker -> bytes a second, if they were measured
         self._alone: set[str] = set()
         self._epoch = -1
@@ -89,35 +90,44 @@ class Owners:
         """Return whether a worker might take part in the next round."""
         return self.reduction != "flat" and worker in self._able
 
-    def choose(self, reduction: Reduction, state: State) -> str:
-        """Reduce in some way from the next round on; return what is to be told, if there are workers elsewhere."""
+    def choose(self, reduction: Reduction, state: State) -> None:
+        """Reduce states like this one in some way from the next round on."""
         self.reduction = reduction
-        links = self._links(self._able, state)
-        if links is None or reduction == "flat":
+        sharded = not state.tables and state.parameters.nbytes >= state.buffers.nbytes
+        self._size = state.parameters.nbytes if sharded else 0
+        self._bucket = buckets.SIZE * state.parameters.itemsize
+
+    def depends(self, workers: Collection[str]) -> bool:
+        """Return whether, if these are the workers, it depends on their links how they reduce."""
+        return self.reduction == "auto" and self._links(workers).can_shard
+
+    def chosen(self) -> str:
+        """Return what is to be told: nothing, unless it depended on links, or sharding was asked for."""
+        links = self._links(self._able)
+        best = links.best(self.reduction)
+        sharded = f"{links.workers} workers reduce among themselves (sharded)"
+        who = sharded if best == "sharded" else "the driver reduces (flat)"
+        if self.depends(self._able) and links.rate < inf:
+            other = "flat" if best == "sharded" else "sharded"
+            seconds, others = getattr(links, best), getattr(links, other)
+            wire = f"about {seconds:.3g} s of a round on the wire at {links.rate * 8 / 1e6:.3g} Mbit/s"
+            return f"{who}: {wire}; {other} {others:.3g} s"
+        if self.reduction != "sharded" or not self._able:
             return ""
-        best = links.best(reduction)
-        wire = f"about {getattr(links, best):.3g} s of a round on the wire at {links.rate * 8 / 1e6:.0f} Mbit/s"
-        if best == "sharded":
-            return f"{links.workers} workers reduce among themselves (sharded): {wire}; flat {links.flat:.3g} s"
-        other = f"sharded {links.sharded:.3g} s" if links.can_shard else f"sharded takes {NEEDS}"
-        return f"the driver reduces (flat): {wire}; {other}"
+        return who if best == "sharded" else f"{who}; sharded takes {NEEDS}"
 
-    def _links(self, workers: Iterable[str], state: State) -> Links | None:
-        """Return what is known of some workers' links; None: nothing, or they cannot reduce with such a state."""
-        hosts = [urlsplit(worker).hostname for worker in workers]
+    def _links(self, workers: Collection[str]) -> Links:
+        """Return what is known of some workers' links; one that nobody has measured carries any number of bytes."""
+        hosts = {urlsplit(worker).hostname for worker in workers}
         rates = [rate for rate in self._able.values() if rate is not None]
-        size, width = state.parameters.nbytes, state.parameters.itemsize
-        if not rates or state.tables or size < state.buffers.nbytes:
-            return None
-        return Links(len(hosts), len(set(hosts)), size, buckets.SIZE * width, median(rates))
+        return Links(len(workers), len(hosts), self._size, self._bucket, median(rates) if rates else inf)
 
-    def ways(self, asks: Sequence[Ask], state: State) -> dict[str, Sharded]:
+    def ways(self, asks: Sequence[Ask]) -> dict[str, Sharded]:
         """Begin a round; return how it is reduced by those that do so among themselves."""
         if asks and asks[0][1].epoch != self._epoch:
             self._epoch, self._alone = asks[0][1].epoch, set()
         tasks = {worker: task for worker, task in asks if self.may_reduce(worker) and worker not in self._alone}
-        links = self._links(tasks, state)
-        if links is None or links.best(self.reduction) == "flat":
+        if self._links(tasks).best(self.reduction) == "flat":
             return {}
         peers = tuple(tasks)
         if self._mesh[1] != peers:

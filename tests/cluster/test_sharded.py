@@ -3,7 +3,7 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch import nn
 import dasktrain as dt
 from dasktrain import buckets
 from dasktrain.errors import BadInput
-from dasktrain.messages import Bucket
+from dasktrain.messages import Bucket, Header, Vector
+from dasktrain.wire.channel import Channel
 from tests.cluster.test_shared_memory import pids
 from tests.cluster.test_together import PROBLEM, ROUNDS, WIDE, made
 from tests.leftovers import assert_left
@@ -91,6 +92,19 @@ def came(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
     return nodes
 
 
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Keep the bytes of each probe of a link."""
+    sizes, send = list[int](), Channel.send
+
+    def noted(channel: Channel, header: Header, arrays: Sequence[Vector | bytes] = ()) -> None:
+        sizes.extend(len(array) for array in arrays if "probe" in header)
+        send(channel, header, arrays)
+
+    monkeypatch.setattr(Channel, "send", noted)
+    return sizes
+
+
 def fit(client: object, module: nn.Module, *observers: dt.Observer, **settings: Any) -> dt.Result:
     """Train some rounds, and validate."""
     trainer = PROBLEM.trainer(list(observers))
@@ -121,6 +135,24 @@ def test_auto_tells_what_it_chose(remote: Client, wanted: str) -> None:
     notes = Notes()
     assert fit(remote, made(), notes).digest == wanted
     assert len([text for text in notes.told if "of a round on the wire at" in text]) == 1
+
+
+def test_links_are_probed_with_few_bytes_at_first_where_it_depends_on_them(remote: Client, probes: list[int]) -> None:
+    fit(remote, made(), max_rounds=1)
+    assert probes[0] <= 1 << 16
+    assert sorted(probes) == probes, "they grow until one takes long enough to tell"
+
+
+@pytest.mark.parametrize(
+    ("module", "reduction"),
+    [(made(), "flat"), (made(), "sharded"), (nn.Linear(6, 3), "auto")],
+    ids=["flat", "sharded", "nothing to own for one"],
+)
+def test_links_are_not_probed_where_nothing_depends_on_them(
+    remote: Client, probes: list[int], module: nn.Module, reduction: str
+) -> None:
+    fit(remote, module, reduction=reduction, max_rounds=1)
+    assert probes == []
 
 
 def test_validation_is_the_same(remote: Client) -> None:
