@@ -223,7 +223,7 @@ def plan_cluster(
     --------
     >>> plan = plan_cluster(25e6, worker_rows_per_second=200, batch_size=4096, bandwidth=10e9)
     >>> plan.topology, plan.workers
-    ('sharded', 4)
+    ('sharded', 16)
     """
     size = _count(parameters)
     step = STEP * size if step_seconds is None else step_seconds

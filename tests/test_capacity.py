@@ -21,7 +21,7 @@ from dasktrain.cli import main
 from dasktrain.errors import BadInput
 from dasktrain.fleet import default_shards, shares
 from dasktrain.messages import State, Task
-from dasktrain.topology import GAIN, Links
+from dasktrain.topology import GAIN, MESSAGE, Links
 from dasktrain.wire.owners import Owners
 
 PAGE = Path(__file__).parents[1] / "docs" / "capacity.md"
@@ -128,9 +128,9 @@ def test_shards_that_step_by_themselves_spare_the_wire() -> None:
     assert rarely.compute == once.compute
 
 
-def test_without_a_network_every_worker_helps_until_none_has_a_row_more() -> None:
-    plan = dt.plan_cluster(25e6, 200.0, 256, inf)
-    assert 128 <= plan.workers <= 256
+def test_without_a_network_only_messages_cost() -> None:
+    plan = dt.plan_cluster(**GIVEN | {"bandwidth": inf}, workers=32)
+    assert plan.wire == 2 * 32 * MESSAGE
 
 
 def test_flat_stops_where_the_square_root_says() -> None:

@@ -26,6 +26,22 @@ def test_no_link_carries_much_more_than_the_parameters_twice() -> None:
     assert seconds < LINKS.sharded < 1.2 * seconds
 
 
+def test_an_owner_that_has_a_bucket_more_than_others_holds_them_up() -> None:
+    even = replace(LINKS, workers=8, hosts=8, size=8 * LINKS.bucket)
+    odd = replace(even, size=even.size + LINKS.bucket)
+    assert even.sharded == pytest.approx(2 * 15 * LINKS.bucket / LINKS.rate, rel=0.01)
+    # of the parameters it passes on two buckets to seven others, after the first of each; of the gradient it takes as
+    # much, and its sum follows alone, which the driver's link is as long busy with
+    assert odd.sharded == pytest.approx((8 + 2 * 7 + 9 + 7) * LINKS.bucket / LINKS.rate, rel=0.01)
+
+
+@given(st.integers(FEWEST, 500), st.integers(1, 1 << 32))
+def test_no_round_is_shorter_than_what_the_busiest_link_carries(workers: int, size: int) -> None:
+    links = replace(LINKS, workers=workers, hosts=workers, size=size)
+    owned = -(-(size // links.bucket) // workers) * links.bucket  # whole buckets of the owner that has most
+    assert links.sharded >= 2 * max(size, (workers - 1) * owned) / links.rate
+
+
 def test_adding_up_on_hosts_saves_gradients_and_no_parameters() -> None:
     shared = replace(LINKS, workers=8)
     assert shared.flat == pytest.approx(1.5 * LINKS.flat)
