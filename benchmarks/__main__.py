@@ -11,6 +11,7 @@ CASES = (
     "table",
     "network",
     "sharded",
+    "cost_model",
     "memory",
     "larger_than_memory",
     "text",

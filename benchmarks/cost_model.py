@@ -1,9 +1,9 @@
 """What dt.plan_cluster predicts of a round, and what it takes: 1 to 8 workers on hosts of their own, flat and sharded.
 
 Hosts are network namespaces whose links are shaped, see benchmarks/network.py. All workers compute on the cores of this
-machine, so that what they compute is no matter of their number alone: the model is given what as many workers compute
-that share the driver's memory, and what its step takes there. The wire is what is predicted. Links are slow, so that it
-is most of a round, and that the cores, which send and receive for all hosts, keep up.
+machine, so that the model is given what as many workers take to compute that share the driver's memory, and what the
+step takes there; what it predicts is the wire. Links are slow, so that the wire is most of a round, and that the cores,
+which send and receive for all hosts, keep up: on two cores they do not at 400 Mbit/s, with 8 workers that shard.
 
 *error* is (predicted - measured) / measured, of the median round.
 """
@@ -30,7 +30,7 @@ from dasktrain.topology import FEWEST
 from tests.network.hosts import Network, connected, missing
 
 WORKERS = ("amy", "bob", "cat", "dan", "eve", "fay", "gus", "hal")
-#: 10 million parameters, 10 buckets: some owners have more than others, and of 8 each has one
+#: 10 million parameters, 10 buckets: of 8 owners two have two of them
 WIDTH = 3100
 ROUNDS, WARM, MBIT = 3, 1, 200
 #: what a round's seconds are spent on after the last answer

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import network, table
+from benchmarks import cost_model, network, table
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import futures
 from benchmarks.peers.training import SHARE, Shuffled, model, rows_of
@@ -78,3 +78,12 @@ def test_payload_is_what_goes_out_to_each_worker_and_comes_back() -> None:
     assert figures["payload of a round, MB"] == 399.3
     assert figures["wire time / (payload / bandwidth)"]["p50"] == figures["wire time / bare connection"]["p50"]
     assert figures["remote bytes / payload"]["p50"] == 1
+
+
+def test_an_error_is_what_a_prediction_is_off_by() -> None:
+    local = [{"seconds": 0.5, "reduce": 0.1, "step": 0.1}]
+    plan = cost_model.predicted(3, local, 200, "sharded")
+    assert (plan.topology, plan.compute, plan.step) == ("sharded", pytest.approx(0.3), pytest.approx(0.2))
+    took = [{"seconds": plan.seconds / 1.1}]
+    (row,) = cost_model.compared([{"workers": 3, "local": local, "sharded": took}], 200)
+    assert (row["workers"], row["way"], row["error"]) == (3, "sharded", 0.1)
