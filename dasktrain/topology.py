@@ -23,7 +23,7 @@ from typing import Literal
 
 #: how parameters and gradients travel, as far as somebody can choose
 Reduction = Literal["auto", "flat", "sharded"]
-#: seconds that a message costs its sender, on the safe side: sending a small one takes 30 us, and the other end has it too
+#: seconds that a message costs its sender, on the safe side: handing a small one to the system takes 30 us of them
 MESSAGE = 2e-4
 #: fewer workers have nothing to gain
 FEWEST = 3

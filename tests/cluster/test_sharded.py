@@ -19,7 +19,8 @@ import dasktrain as dt
 from dasktrain import buckets
 from dasktrain.errors import BadInput
 from dasktrain.messages import Bucket, Header, Vector
-from dasktrain.wire.channel import Channel
+from dasktrain.wire import bandwidth
+from dasktrain.wire.channel import Channel, Message
 from tests.cluster.test_shared_memory import pids
 from tests.cluster.test_together import PROBLEM, ROUNDS, WIDE, made
 from tests.leftovers import assert_left
@@ -153,6 +154,25 @@ def test_links_are_not_probed_where_nothing_depends_on_them(
 ) -> None:
     fit(remote, module, reduction=reduction, max_rounds=1)
     assert probes == []
+
+
+def test_a_probe_that_takes_too_long_costs_no_worker(
+    remote: Client, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive, late = Channel.receive, list[Channel]()
+
+    def impatient(channel: Channel, timeout: float | None = None) -> Message:
+        if timeout == bandwidth.PATIENCE:
+            late.append(channel)
+            raise TimeoutError  # and the echo comes during the rounds
+        return receive(channel, timeout)
+
+    monkeypatch.setattr(Channel, "receive", impatient)
+    monkeypatch.setattr(bandwidth, "LONG", 0.0)
+    notes = Notes()
+    assert fit(remote, made(), notes).digest == wanted
+    assert late
+    assert [text for text in notes.told if "went away" in text] == []
 
 
 def test_validation_is_the_same(remote: Client) -> None:
