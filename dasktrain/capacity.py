@@ -15,7 +15,7 @@ takes longer with each further one.
 """
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
@@ -246,22 +246,19 @@ def plan_cluster(
 def _count(parameters: Any) -> int:
     if hasattr(parameters, "parameters"):
         return sum(parameter.numel() for parameter in parameters.parameters())
-    if isinstance(parameters, int | float):
+    if isinstance(parameters, int | float) and 1 <= parameters < inf:
         return int(parameters)
-    raise BadInput(
-        f"parameters must be a number or a module, however it is {type(parameters)}; give how many there are"
-    )
+    raise BadInput(f"parameters must be a number, 1 or more, or a module, however it is {parameters!r:.80}; count them")
 
 
 def _check(plan: ClusterPlan) -> None:
-    for name in ("parameters", "batch_size", "workers", "workers_per_host", "steps"):
-        if not getattr(plan, name) >= 1:
-            raise BadInput(f"{name} must be 1 or more, however it is {getattr(plan, name)}; give how many there are")
+    for name in ("parameters", "batch_size", "workers", "workers_per_host", "steps", "shards"):
+        value = getattr(plan, name)
+        if (not isinstance(value, int) or value < 1) and (name, value) != ("shards", None):
+            raise BadInput(f"{name} must be a whole number, 1 or more, however it is {value!r}; give another")
     for name in ("worker_rows_per_second", "bandwidth"):
         if not getattr(plan, name) > 0:
             raise BadInput(f"{name} must be more than 0, however it is {getattr(plan, name)}; measure it")
-    if plan.shards is not None and plan.shards < 1:
-        raise BadInput(f"shards must be 1 or more, however it is {plan.shards}; leave it out for the usual")
     if not plan.step_seconds >= 0:
         raise BadInput(f"step_seconds must be 0 or more, however it is {plan.step_seconds}; leave it out for a guess")
     if plan.reduction not in get_args(Reduction):

@@ -153,15 +153,19 @@ def test_it_says_what_there_is_to_know() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"parameters": 0}, "parameters must be 1 or more"),
-        ({"parameters": "25M"}, "parameters must be a number or a module"),
+        ({"parameters": 0}, "parameters must be a number, 1 or more, or a module, however it is 0"),
+        ({"parameters": "25M"}, "parameters must be a number, 1 or more, or a module, however it is '25M'"),
+        ({"parameters": float("nan")}, "however it is nan"),
+        ({"parameters": nn.ReLU()}, "parameters must be a whole number, 1 or more, however it is 0"),
         ({"worker_rows_per_second": 0.0}, "worker_rows_per_second must be more than 0"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more"),
         ({"bandwidth": float("nan")}, "bandwidth must be more than 0"),
-        ({"workers": 0}, "workers must be 1 or more"),
-        ({"workers_per_host": 0}, "workers_per_host must be 1 or more"),
-        ({"shards": 0}, "shards must be 1 or more"),
-        ({"steps": 0}, "steps must be 1 or more"),
+        ({"batch_size": None}, "batch_size must be a whole number"),
+        ({"workers": 2.5}, "workers must be a whole number"),
+        ({"workers": 0}, "workers must be a whole number, 1 or more"),
+        ({"workers_per_host": 0}, "workers_per_host must be a whole number, 1 or more"),
+        ({"shards": 0}, "shards must be a whole number, 1 or more"),
+        ({"steps": 0}, "steps must be a whole number, 1 or more"),
         ({"step_seconds": -1.0}, "step_seconds must be 0 or more"),
         ({"reduction": "shraded"}, "reduction must be one of 'auto', 'flat', 'sharded'"),
     ],
@@ -188,7 +192,7 @@ def test_the_command_says_the_same() -> None:
 def test_the_command_refuses_what_cannot_be() -> None:
     done = CliRunner().invoke(main, [*TYPED, "--workers", "0"])
     assert done.exit_code == 2
-    assert "workers must be 1 or more" in done.output
+    assert "workers must be a whole number, 1 or more" in done.output
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
