@@ -119,7 +119,7 @@ class Owners:
     def _links(self, workers: Collection[str]) -> Links:
         """Return what is known of some workers' links; one that nobody has measured carries any number of bytes."""
         hosts = {urlsplit(worker).hostname for worker in workers}
-        rates = [rate for rate in self._able.values() if rate is not None]
+        rates = [rate for rate in list(self._able.values()) if rate is not None]  # a copy: others' threads ask, too
         return Links(len(workers), len(hosts), self._size, self._bucket, median(rates) if rates else inf)
 
     def ways(self, asks: Sequence[Ask]) -> dict[str, Sharded]:
