@@ -18,13 +18,15 @@ from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError
 from dasktrain.fleet import Fleet
 from dasktrain.folds import Fold
+from dasktrain.following import Following, check_compression
 from dasktrain.inner import Inner, Stepping
+from dasktrain.job import Job
 from dasktrain.keras_module import adapted
 from dasktrain.metrics import Metric, metrics_of
 from dasktrain.observe import History, Run
 from dasktrain.plan import Partitioning, Shuffle
 from dasktrain.prepared import Prepared, told_plainly
-from dasktrain.replica import Job, Replica
+from dasktrain.replica import Replica
 from dasktrain.result import Result
 from dasktrain.resume import Saved, capture, identity
 from dasktrain.shipping import check_ships, pack
@@ -108,8 +110,9 @@ class Training:
             self.stage(f"building replicas on {len(self.wire.workers)} workers")
             cursor = self.driver.run.cursor
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
-            if chosen := self.wire.choose(self.settings.reduction, self.driver.state.whole()):
-                self.stage(chosen)
+            if self.job.compression is None:
+                chosen = self.wire.choose(self.settings.reduction, self.driver.state.whole())
+                self.stage(chosen) if chosen else None
             self.driver.drive()
             return self.result()
         finally:
@@ -199,6 +202,8 @@ class Fitting:
         else:
             state = TrainState(module, self.inner.outer, memory=memory)
             self.inner.check(module, state.parameters.tables, trainer.players)
+        if trainer.compression is not None:
+            check_compression(state, trainer.players, self.settings.reduction)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if trainer.schedule_every == "round" and isinstance(state.scheduler, plateau):
             raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')
@@ -254,6 +259,8 @@ class Fitting:
             members=lambda: fleet.members,
             capture=lambda: (facts | {"domain": fleet.domain}, capture(run, state, trainer.strategy, observers)),
         )
+        job = self._job(prepared, state, metrics, threads)
+        stretches = job.stretches(state.parameters.gradient)
         driver = Driver(
             run,
             coordinator,
@@ -265,12 +272,13 @@ class Fitting:
             observers,
             trainer.schedule_every,
             self.inner,
+            None if stretches is None else Following(stretches, state, wire.memory),
             saved,
             stop,
         )
         return Training(
             wire,
-            self._job(prepared, state, metrics, threads),
+            job,
             driver,
             prepared.encoding,
             self._stage,
@@ -292,7 +300,8 @@ class Fitting:
         every, compute = trainer.schedule_every, trainer.compute
         kind = type(trainer.strategy).__name__
         inner = "" if self.inner is None else f"{kind} of {self.inner.described(state.module)}"
-        return identity(prepared.plan, state, every, compute, balance, turns, inner)
+        compression = "" if trainer.compression is None else str(trainer.compression)
+        return identity(prepared.plan, state, every, compute, balance, turns, inner, compression)
 
     def _job(self, prepared: Prepared, state: TrainState, metrics: Mapping[str, Metric], threads: int) -> Job:
         trainer = self.trainer
@@ -310,4 +319,5 @@ class Fitting:
             trainer.compute,
             self.inner,
             prepared.balance.synthesis,
+            trainer.compression,
         )

@@ -14,6 +14,7 @@ from distributed import Client, LocalCluster
 from torch import nn
 
 from dasktrain.balancing import Balance
+from dasktrain.compression import Compression
 from dasktrain.compute import Compute
 from dasktrain.data.source import Schema, Source
 from dasktrain.errors import BadInput, known_keywords
@@ -90,6 +91,9 @@ class Trainer:
     turns
         The players in the order in which they step within a round, each on the round's rows and from what the one
         before has made; one that is named several times steps several times. None: each once, in the order of `loss`.
+    compression
+        How what crosses the network is made small: :class:`dasktrain.Rounding`, :class:`dasktrain.TopK` or
+        :class:`dasktrain.PowerSGD`. None: gradients and parameters are sent as they are.
 
     Raises
     ------
@@ -123,6 +127,7 @@ class Trainer:
         groups: Callable[[nn.Module], Iterable[Any]] | None = None,
         compute: Compute | None = None,
         turns: Sequence[str] | None = None,
+        compression: Compression | None = None,
     ) -> None:
         if schedule_every not in ("round", "epoch"):
             raise BadInput(f'schedule_every must be "round" or "epoch", however it is {schedule_every!r}')
@@ -142,6 +147,7 @@ class Trainer:
         self.schedule_every: Literal["round", "epoch"] = schedule_every
         self.groups = groups
         self.compute = compute or Compute()
+        self.compression = compression
 
     @known_keywords
     def fit(
