@@ -89,8 +89,8 @@ class Copy:
         """
         if "change" in header:
             return self._changed(header, frames)
-        task, state = decode_ask(header, frames[:2])
         tables = [Table(*plain) for plain in header.get("tables", ())]
+        task, state = decode_ask(header, frames[:2] if tables else frames)
         if not tables:
             return task, state
         if "some" in header:
