@@ -11,6 +11,7 @@ from torch import nn
 
 from dasktrain import preflight
 from dasktrain.balancing import Balance
+from dasktrain.compression import Compression
 from dasktrain.coordinator import Coordinator
 from dasktrain.data.source import Encoding, Schema, Source
 from dasktrain.domain import pinned
@@ -67,7 +68,7 @@ class Settings:
 class Needs:
     """What a run takes, in bytes: parameters (one vector), buffers, the optimizer's state, the converted data.
 
-    And the state of the optimizer that shards step with, if they step by themselves.
+    And the state of the optimizer that shards step with, if they step by themselves; and how what is sent is small.
     """
 
     shards: int
@@ -76,16 +77,26 @@ class Needs:
     optimizer: int
     blocks: int
     inner: int | None = None
+    compression: Compression | None = None
 
     def replica(self, workers: int) -> int:
-        """Bytes of a replica: what it receives, its module, a gradient, and the sums of the tree under way."""
-        levels = max(1, self.shards // workers).bit_length()
+        """Bytes of a replica: what it receives, its module, a gradient, and the sums of the tree under way.
+
+        And what its shards keep, of a gradient that is made small what is sent, and what that stands for.
+        """
+        shards = max(1, self.shards // workers)
         own = 0 if self.inner is None else self.parameters + self.inner
-        return (3 + levels) * self.parameters + 2 * self.buffers + own
+        small = 0 if self.compression is None else 2 + (shards if self.compression.remembers else 0)
+        return (3 + shards.bit_length() + small) * self.parameters + 2 * self.buffers + own
 
     def driver(self, workers: int) -> int:
-        """Bytes on the driver: parameters, their gradient, the sums of the tree under way, the optimizer's state."""
-        return (2 + workers.bit_length()) * self.parameters + self.optimizer + self.buffers
+        """Bytes on the driver: parameters, their gradient, the sums of the tree under way, the optimizer's state.
+
+        And, where what is sent is made small, what workers have of the parameters, and a copy of the state.
+        """
+        state = self.parameters + self.optimizer + self.buffers
+        small = 0 if self.compression is None else self.parameters + state
+        return state + (1 + workers.bit_length()) * self.parameters + small
 
 
 def default_shards(workers: int) -> int:
@@ -110,14 +121,17 @@ class Training:
             self.stage(f"building replicas on {len(self.wire.workers)} workers")
             cursor = self.driver.run.cursor
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
-            if self.job.compression is None:
-                chosen = self.wire.choose(self.settings.reduction, self.driver.state.whole())
-                self.stage(chosen) if chosen else None
+            if self.job.compression is None and (chosen := self._way()):
+                self.stage(chosen)
             self.driver.drive()
             return self.result()
         finally:
             self.wire.close()
             self.driver.coordinator.close()
+
+    def _way(self) -> str:
+        """Have parameters and gradients go the way that was asked for; return what to tell of it."""
+        return self.wire.choose(self.settings.reduction, self.driver.state.whole())
 
     def result(self) -> Result:
         """Return what the run leaves."""
@@ -183,6 +197,7 @@ class Fitting:
             state.optimizer_bytes(),
             int(prepared.plan.strata.sum()) * next(prepared.samples(rows)).nbytes // rows,
             optimizer_bytes(state.module, self.inner.made(state.module)) if self.inner else None,
+            self.trainer.compression,
         )
 
     def _stage(self, text: str) -> None:

@@ -39,28 +39,26 @@ class Compression(Protocol):
     Rounds go in stretches. The last sum of a stretch is sent whole, with all that shards have kept to themselves, and
     so are the parameters that the next begins with: then nothing is remembered anywhere that is not in the state of
     record. Checkpoints are written there, and a run ends there.
-
-    Attributes
-    ----------
-    every : int
-        Sums of a stretch; fewer at the end of an epoch.
-    remembers : bool
-        Whether a shard keeps what it has not sent. If it is lost with its worker, all go back to where the stretch
-        began, and come to the same bits.
-    code : Code
-        Of what is sent: every node of the tree is rounded to its grid.
-    change : Code
-        Of what parameters change by; the driver keeps what is rounded away.
     """
 
     @property
-    def every(self) -> int: ...
+    def every(self) -> int:
+        """Sums of a stretch; fewer at the end of an epoch."""
+
     @property
-    def remembers(self) -> bool: ...
+    def remembers(self) -> bool:
+        """Whether a shard keeps what it has not sent.
+
+        If it is lost with its worker, all go back to where the stretch began, and come to the same bits.
+        """
+
     @property
-    def code(self) -> Code: ...
+    def code(self) -> Code:
+        """Of what is sent: every node of the tree is rounded to its grid."""
+
     @property
-    def change(self) -> Code: ...
+    def change(self) -> Code:
+        """Of what parameters change by; the driver keeps what is rounded away."""
 
     def form(self, layout: Layout) -> Form:
         """Return how gradients of a layout become what is sent."""
