@@ -75,7 +75,7 @@ class Trainer:
     observers
         Who watches, in order; the history is kept in any case.
     strategy
-        What is made of gradients: ``GradientAveraging(clip_norm=1.0)`` clips them, ``DiLoCo(steps=100)`` sends few sums.
+        What is made of gradients: ``GradientAveraging(clip_norm=1.0)`` clips them, ``DiLoCo(steps=100)`` sends few.
     scheduler
         Called with the optimizer, for example ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``. One that is
         ReduceLROnPlateau is given ``valid_loss``, or ``loss`` without validation data.

@@ -1,7 +1,6 @@
 """What every compression promises. A new one is one more line of `COMPRESSIONS`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +15,7 @@ from dasktrain.accumulate import Sum
 from dasktrain.codes import unpack
 from dasktrain.compression import Compression, Stretches
 from dasktrain.events import Left
-from dasktrain.messages import State, Task
+from dasktrain.messages import Task
 from dasktrain.packer import Packer
 from dasktrain.plan import Plan, rows_only
 from dasktrain.vector import Layout
@@ -25,7 +24,6 @@ from tests.small import Watcher, fit, linear, table
 
 COMPRESSIONS: dict[str, Any] = {
     "bfloat16": lambda every: dt.Rounding("bfloat16", every),
-    "float16": lambda every: dt.Rounding("float16", every),
     "int8": lambda every: dt.Rounding("int8", every),
     "top": lambda every: dt.TopK(0.1, every),
     "columns": lambda every: dt.PowerSGD(1, every),
@@ -36,9 +34,9 @@ SUMS = Layout({"loss": (1,), "used": (3,)})
 PLAN = Plan(rows_only([40]), 2, 8, 0)
 
 
-@pytest.fixture(params=COMPRESSIONS)
+@pytest.fixture(params=COMPRESSIONS.values(), ids=COMPRESSIONS)
 def make(request: pytest.FixtureRequest) -> Any:
-    return COMPRESSIONS[request.param]
+    return request.param
 
 
 def model(schema: dt.Schema) -> nn.Module:
@@ -49,32 +47,34 @@ def trained(compression: Compression | None, wire: Any = None, **settings: Any) 
     return fit(table(120), wire, **({"model": model, "compression": compression} | SETTINGS | settings))
 
 
+@cache
+def wanted(make: Any, every: int = 4) -> dt.Result:
+    """Return what one worker comes to."""
+    return trained(make(every))
+
+
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("every", [4, 100])
-def test_it_gives_the_same_bits_on_any_number_of_workers(make: Any, every: int) -> None:
-    wanted = trained(make(every)).digest
-    for workers in (2, 3, 4):
-        assert trained(make(every), dt.LocalWire(workers)).digest == wanted
+@pytest.mark.parametrize(("every", "workers"), [(4, 2), (4, 3), (100, 4)])
+def test_it_gives_the_same_bits_on_any_number_of_workers(make: Any, every: int, workers: int) -> None:
+    assert trained(make(every), dt.LocalWire(workers)).digest == wanted(make, every).digest
 
 
 def test_shards_without_rows_send_what_they_have_kept(make: Any) -> None:
     settings = {"model": linear, "batch_size": 3, "epochs": 1}
-    wanted = trained(make(4), **settings).digest
-    for workers in (2, 3, 4):
-        assert trained(make(4), dt.LocalWire(workers), **settings).digest == wanted
+    digests = {trained(make(4), dt.LocalWire(workers), **settings).digest for workers in (1, 3)}
+    assert len(digests) == 1
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_gives_the_same_bits_whatever_becomes_of_workers(make: Any, seed: int) -> None:
     clock = Clock()
     wire = ChaosWire(Random(seed), 3, clock)
     with clock.ticking():
         found = trained(make(4), wire)
-    wanted = trained(make(4))
-    assert found.digest == wanted.digest
-    assert told(found) == told(wanted)
+    assert found.digest == wanted(make).digest
+    assert told(found) == told(wanted(make))
 
 
 def told(result: dt.Result) -> list[tuple[int, int, float]]:
@@ -87,23 +87,23 @@ def test_sums_that_are_all_whole_are_those_of_averaging(make: Any) -> None:
 
 
 def test_it_learns(make: Any) -> None:
-    history = trained(make(5), epochs=12).history
+    history = trained(make(5), epochs=6).history
     assert history[-1]["loss"] < history[0]["loss"]
 
 
-@pytest.mark.parametrize("strategy", [dt.LocalSGD(steps=2), dt.DiLoCo(steps=2), dt.GradientAveraging(clip_norm=0.1)])
+@pytest.mark.parametrize("strategy", [dt.DiLoCo(steps=2), dt.GradientAveraging(clip_norm=0.1)])
 def test_it_goes_with_every_strategy(make: Any, strategy: Any) -> None:
-    wanted = trained(make(2), strategy=strategy).digest
-    assert trained(make(2), dt.LocalWire(3), strategy=strategy).digest == wanted
+    alone = trained(make(2), strategy=strategy).digest
+    assert trained(make(2), dt.LocalWire(3), strategy=strategy).digest == alone
 
 
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(make: Any, tmp_path: Path) -> None:
-    url, wanted = str(tmp_path / "run"), trained(make(4))
+    url = str(tmp_path / "run")
     begun = trained(make(4), observers=[dt.Checkpoint(url, every="1 round")], max_rounds=2)
     assert len(begun.history.rounds) == 4  # a run ends where nothing is remembered
     resumed = trained(make(4), dt.LocalWire(3), resume=url)
-    assert resumed.digest == wanted.digest
-    assert told(resumed) == told(wanted)
+    assert resumed.digest == wanted(make).digest
+    assert told(resumed) == told(wanted(make))
 
 
 def test_checkpoints_are_where_nothing_is_remembered(make: Any, tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_a_resumed_run_must_be_compressed_alike(make: Any, tmp_path: Path) -> No
 
 def test_validation_is_of_the_parameters_of_record(make: Any) -> None:
     found = trained(make(4), validation=table(120), epochs=2)
-    wanted = found.evaluate(table(120), {"loss": nn.CrossEntropyLoss()})["loss"]
-    assert found.history[-1]["valid_loss"] == pytest.approx(wanted, rel=1e-6)
+    loss = found.evaluate(table(120), {"loss": nn.CrossEntropyLoss()})["loss"]
+    assert found.history[-1]["valid_loss"] == pytest.approx(loss, rel=1e-6)
 
 
 # -- a worker that goes away ------------------------------------------------------------------------------------------
@@ -145,15 +145,12 @@ class Dying(dt.LocalWire):
 
     def __init__(self, workers: int, round: int) -> None:
         super().__init__(workers)
-        self._at, self.asked = round, list[int]()
-
-    @contextmanager
-    def round(self, state: State) -> Iterator[None]:
-        with super().round(state):
-            yield
+        self._at = round
+        self.asked: list[int] = []  # rounds of the first epoch, once for each worker
 
     def send(self, worker: str, task: Task) -> None:
-        self.asked.append(task.round)
+        if task.epoch == 0:
+            self.asked.append(task.round)
         if task.epoch == 0 and task.round == self._at and worker == self.workers[-1] and worker in self._replicas:
             self.release(worker)
             self._events.append(Left(worker, "it was killed"))
@@ -161,17 +158,15 @@ class Dying(dt.LocalWire):
         super().send(worker, task)
 
 
-@pytest.mark.parametrize("round", [0, 1, 3, 4, 6, 8])
+@pytest.mark.parametrize("round", [0, 3, 6])
 def test_a_death_costs_a_stretch_at_most(make: Any, round: int) -> None:
     wire, compression = Dying(3, round), make(4)
     watcher = Watcher()
-    found = trained(compression, wire, epochs=1, observers=[watcher])
-    wanted = trained(compression, epochs=1)
-    assert found.digest == wanted.digest
-    assert [record["round"] for record in watcher.rounds] == list(range(9))  # nobody is told twice
+    found = trained(compression, wire, observers=[watcher])
+    assert found.digest == wanted(make).digest
+    assert [record["round"] for record in watcher.rounds] == list(range(9)) * 2  # nobody is told twice
     again = round % 4 if compression.remembers else 0
-    assert len(wire.asked) <= 3 * 9 + 3 * again + 3
-    assert sorted(set(wire.asked)) == list(range(9))
+    assert sorted(each for each in range(round) if wire.asked.count(each) > 3) == list(range(round - again, round))
 
 
 # -- what is sent -----------------------------------------------------------------------------------------------------
