@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from dasktrain.capacity import ClusterPlan as ClusterPlan
     from dasktrain.capacity import plan_cluster as plan_cluster
     from dasktrain.checkpointer import Checkpoint as Checkpoint
+    from dasktrain.compression.power_sgd import PowerSGD as PowerSGD
+    from dasktrain.compression.rounding import Rounding as Rounding
+    from dasktrain.compression.top_k import TopK as TopK
     from dasktrain.compute import Compute as Compute
     from dasktrain.dashboard.observer import Dashboard as Dashboard
     from dasktrain.data.arrays import Arrays as Arrays
@@ -86,11 +89,13 @@ _HOMES = {
     "Monitor": "dasktrain.observers.monitor",
     "Observer": "dasktrain.observe",
     "Optimizers": "dasktrain.optimizers",
+    "PowerSGD": "dasktrain.compression.power_sgd",
     "Progress": "dasktrain.observers.progress",
     "Records": "dasktrain.data.records",
     "RemoteRun": "dasktrain.remote",
     "Report": "dasktrain.inspection",
     "Result": "dasktrain.result",
+    "Rounding": "dasktrain.compression.rounding",
     "RunStatus": "dasktrain.running",
     "Schema": "dasktrain.data.source",
     "SearchResult": "dasktrain.searching",
@@ -101,6 +106,7 @@ _HOMES = {
     "TensorBoard": "dasktrain.observers.tensorboard",
     "Text": "dasktrain.data.text",
     "TextClassifier": "dasktrain.estimators",
+    "TopK": "dasktrain.compression.top_k",
     "Trainer": "dasktrain.trainer",
     "WandB": "dasktrain.observers.wandb",
     "accuracy": "dasktrain.objective",

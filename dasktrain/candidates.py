@@ -18,10 +18,11 @@ from dasktrain.data.block import Batch
 from dasktrain.domain import digest_of_bits
 from dasktrain.errors import NonFinite
 from dasktrain.events import Domain
+from dasktrain.job import Job
 from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Task, Vector
 from dasktrain.plan import Rows
 from dasktrain.reduce import subtrees
-from dasktrain.replica import Job, ReadBlocks, Replica
+from dasktrain.replica import ReadBlocks, Replica
 from dasktrain.shipping import failure_of
 from dasktrain.vector import Memory, plain_memory
 

@@ -71,7 +71,8 @@ class Checkpoint(Observer):
     def round(self, record: Record) -> None:
         """Write if it is time, unless the epoch ends as well: what it ends with belongs to it."""
         assert self._run is not None
-        if self._run.cursor.round < self._run.rounds_per_epoch and self._due(self._run.cursor):
+        cursor = self._run.cursor
+        if cursor.settled and cursor.round < self._run.rounds_per_epoch and self._due(cursor):
             self._write(self._run)
 
     def epoch(self, record: Record) -> None:

@@ -1,20 +1,21 @@
 """Have every shard of a round computed, whatever becomes of the workers: the fleet decides, this carries it out."""
 
-import hashlib
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import monotonic
 
-import numpy as np
 from dask.system import CPU_COUNT
 
 from dasktrain import buckets
+from dasktrain.codes import unpack
+from dasktrain.compression import Sent
 from dasktrain.config import seconds
-from dasktrain.errors import AttachError, Diverged, NonFinite, ReductionError, RunError, WorkerLost
+from dasktrain.doubles import Doubles
+from dasktrain.errors import AttachError, NonFinite, ReductionError, RestLost, RunError, WorkerLost
 from dasktrain.events import (
     Abort,
     Answered,
@@ -32,7 +33,7 @@ from dasktrain.events import (
     Waits,
 )
 from dasktrain.fleet import Fleet
-from dasktrain.messages import Answer, Bucket, Kind, Partial, State, Task, Vector
+from dasktrain.messages import Kind, Partial, State, Task
 from dasktrain.pace import Pace
 from dasktrain.reduce import NOT_FINITE, reduce
 from dasktrain.wire import Wire, failed
@@ -47,8 +48,6 @@ CORES, PARALLEL = CPU_COUNT, 4
 REMEMBERED = 10_000
 #: part of a round -> seconds
 Parts = dict[str, float]
-#: what of a round something is: node [start, stop), and the first number of a bucket, None for all but the gradient
-Place = tuple[int, int, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +95,9 @@ class Coordinator:
         self.timings: deque[Timing] = deque(maxlen=REMEMBERED)
         self.parts: Parts = {}
         self._incoming = buckets.Incoming(fleet.shards)
-        #: of what another worker may still give: sums of a node
-        self._digests: dict[Task, dict[Place, str]] = {}
+        self._doubles = Doubles(fleet)
+        self._sent: Sent | None = None  # what vectors of the round under way are like, if they are packed
+        self._lacks_rests = False
 
     def _tell(self, text: str) -> None:
         """Tell the user, and remember."""
@@ -139,6 +139,7 @@ class Coordinator:
         state: State,
         dense: int | None = None,
         whose: str = "",
+        sent: Sent | None = None,
     ) -> Partial:
         """Return the sum over all shards of one round, or of one turn of it.
 
@@ -151,6 +152,8 @@ class Coordinator:
         whose
             Tells apart rounds of one number that are asked for several times, each for others: an answer to one of
             them that comes late is none to another.
+        sent
+            What vectors are like if they are packed.
 
         Raises
         ------
@@ -158,6 +161,8 @@ class Coordinator:
             No worker was left and none appeared in time.
         Diverged
             Two workers gave different bits for the same shards.
+        RestLost
+            Workers that have kept something of earlier rounds are not there any more.
         NonFinite
             The sum is not, and which shard is to blame, if it is one.
         RunError
@@ -165,8 +170,9 @@ class Coordinator:
         """
         for event in self._wire.events(0):
             if isinstance(event, Answered | Received):
-                self._compare(event)  # to a round that is over
+                self._doubles.compare(event)  # to a round that is over
             self._take(event)
+        self._sent, self._lacks_rests = sent, False
         self._next = Task(self._wire.run + whose, kind, epoch, round, 0, self._fleet.shards, turn, rounds)
         try:
             return self._total(state, dense)
@@ -198,6 +204,9 @@ class Coordinator:
 
     def _reduce(self, partials: list[Partial]) -> Partial:
         """Return the sum over all shards."""
+        if self._sent is not None:
+            wide = [_unpacked(partial, self._sent) for partial in partials]
+            return reduce(wide, self._fleet.shards, self._each, self._sent.code)
         if not self._incoming:
             return reduce(partials, self._fleet.shards, self._each)
         total = reduce([replace(partial, vector=None) for partial in partials], self._fleet.shards)
@@ -223,9 +232,12 @@ class Coordinator:
         partials: list[Partial] = []
         first_answer: float | None = None
         deadline = started + seconds("timeouts.round")
-        self._carry_out(self._fleet.begin(self._next))
+        kept = 0 if self._sent is None else self._sent.kept
+        self._carry_out(self._fleet.begin(self._next, as_before=kept > 0))
         while not self._fleet.complete:
             patience = self._paces[self._next.kind].patience(first_answer)
+            if patience is not None:
+                patience *= 1 + kept  # nobody can stand in for a worker without doing again what it has kept
             for event in self._events(min(self._until_late(patience), deadline - monotonic())):
                 if isinstance(event, Received):
                     self._receive(event)
@@ -243,6 +255,8 @@ class Coordinator:
                 )
             for worker in self._late(patience):
                 self._take(Slow(worker))
+        if self._lacks_rests:
+            raise RestLost("What shards keep must stay with workers, however some of it went away with one")
         return partials
 
     # -- time -----------------------------------------------------------------------------------------------------
@@ -281,9 +295,7 @@ class Coordinator:
 
     def _take(self, event: Event) -> None:
         self._carry_out(self._fleet.take(event))
-        if self._digests:
-            computed = set(self._fleet.busy.values())
-            self._digests = {task: digest for task, digest in self._digests.items() if task in computed}
+        self._doubles.forget()
 
     def _carry_out(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
@@ -312,8 +324,11 @@ class Coordinator:
         """Return what is to be summed of an answer: nothing if another worker's came first, or of an old round."""
         answer = answered.answer
         task = answer.task
-        self._compare(answered)
+        self._doubles.compare(answered)
         if not self._fleet.lacks(task):
+            return []
+        if not answer.partials:
+            self._lacks_rests = True
             return []
         ended = monotonic() - self._begun
         self.timings.append(
@@ -323,7 +338,7 @@ class Coordinator:
 
     def _receive(self, received: Received) -> None:
         """Add a part of an answer, or of several, unless all came from other workers, or it is of an old round."""
-        self._compare(received)
+        self._doubles.compare(received)
         bucket = received.bucket
         task = bucket.task
         if not self._fleet.lacks_some(task):
@@ -335,42 +350,6 @@ class Coordinator:
             )
         self._incoming.add(bucket)
 
-    def _compare(self, news: Answered | Received) -> None:
-        """See that two workers give the same bits, as far as it was known of both of them when they gave them."""
-        part = news.bucket if isinstance(news, Received) else news.answer
-        task, known = part.task, self._digests.get(part.task, {})
-        if not self._fleet.strict or not (known or self._fleet.is_doubled(news.worker, task)):
-            return
-        if isinstance(part, Answer) and not part.partials:
-            return  # its round was over too soon
-        digests = self._digests.setdefault(task, {})
-        for place, found in _digests(part):
-            wanted = digests.setdefault(place, found)
-            if found != wanted:
-                raise Diverged(
-                    f"Two workers must give the same bits for the same shards, however for shards {task.start} to "
-                    f"{task.stop - 1} in epoch {task.epoch}, round {task.round} worker {news.worker} gave {found[:16]} "
-                    f"and another {wanted[:16]}; look for a faulty machine, or for a model that depends on more than "
-                    "its inputs"
-                )
 
-
-def _digests(part: Answer | Bucket) -> Iterator[tuple[Place, str]]:
-    """Yield the hex sha256 of what it adds to the round, and to what of it: the same in buckets or in one piece."""
-    if isinstance(part, Bucket):
-        yield (part.start, part.stop, part.offset), _sha256(part.values)
-        return
-    for partial in part.partials:
-        if partial.vector is not None:
-            for offset in range(0, len(partial.vector), buckets.SIZE):
-                bucket = partial.vector[offset : offset + buckets.SIZE]
-                yield (partial.start, partial.stop, offset), _sha256(bucket)
-        rows = [array for each in partial.touched for array in (each.rows, each.values)]
-        yield (partial.start, partial.stop, None), _sha256(partial.sums, *rows)
-
-
-def _sha256(*arrays: Vector | None) -> str:
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(b"none" if array is None else np.ascontiguousarray(array).view(np.uint8).data)
-    return total.hexdigest()
+def _unpacked(partial: Partial, sent: Sent) -> Partial:
+    return replace(partial, vector=None if partial.vector is None else unpack(partial.vector, sent.size))

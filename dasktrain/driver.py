@@ -10,11 +10,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from dasktrain.compression import Sent
 from dasktrain.coordinator import Coordinator, Parts
 from dasktrain.domain import pinned
-from dasktrain.errors import WorkerLost
+from dasktrain.errors import RestLost, WorkerLost
+from dasktrain.following import Following
 from dasktrain.inner import Inner, Schedule
-from dasktrain.messages import Kind, Partial, Vector
+from dasktrain.messages import Kind, Partial, State, Vector
 from dasktrain.observe import Observer, Record, Run
 from dasktrain.plan import Plan
 from dasktrain.players import Players
@@ -57,6 +59,8 @@ class Driver:
     ----------
     inner : Inner or None
         How shards step by themselves.
+    following : Following or None
+        What workers have of the parameters, if what crosses the network is made small.
     saved : Saved or None
         The checkpoint to go on from.
     stop : threading.Event
@@ -73,6 +77,7 @@ class Driver:
     observers: Sequence[Observer]
     schedule_every: Literal["round", "epoch"] = "epoch"
     inner: Inner | None = None
+    following: Following | None = None
     saved: Saved | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -103,7 +108,7 @@ class Driver:
             ask = next(asks)
             while True:
                 try:
-                    total = self.coordinator.ask(*ask, self.state.message(), dense)
+                    total = self.coordinator.ask(*ask, self._message(ask), dense, sent=self._sent(ask))
                 except Exception as error:
                     ask = asks.throw(error)
                 else:
@@ -131,7 +136,7 @@ class Driver:
         try:
             if cursor.round == self.plan.rounds:  # the run that is resumed was interrupted before it could
                 yield from self._epoch()
-            while not (reason := self._end()):
+            while not (reason := self._end() if cursor.settled else ""):
                 yield from self._round()
                 if cursor.round == self.plan.rounds and not self.stop.is_set():
                     yield from self._epoch()
@@ -167,6 +172,8 @@ class Driver:
     def _round(self) -> Asks:
         state, cursor = self.state, self.run.cursor
         started, rounds = perf_counter(), self._rounds_at_once
+        if self.following is not None and cursor.settled:
+            self._start = state.snapshot(), copy.deepcopy(self.strategy.state_dict())
         sums, parts, figures = yield from self._turn(0)
         for turn in range(1, len(self.players.turns)):
             found = yield from self._turn(turn)
@@ -174,27 +181,35 @@ class Driver:
             parts = {part: seconds + found.parts[part] for part, seconds in parts.items()}
             figures |= found.figures
         record = self._round_record(sums, started, parts, figures, rounds)
-        if state.scheduler and self.schedule_every == "round":
-            state.scheduler.step()
+        self._schedule_round()
         cursor.sums = sums + (0.0 if cursor.sums is None else cursor.sums)
+        cursor.settled = self.following is None or self.following.stretches.is_whole(cursor.round)
         cursor.round += rounds
         cursor.done += rounds
-        cursor.settled = True
         self._tell("round", record)
 
     def _turn(self, turn: int) -> Generator[Ask, Partial, "_Turn"]:
         """Have one player step."""
-        cursor, state = self.run.cursor, self.state
+        cursor = self.run.cursor
         total = yield from self._total("train", cursor.epoch, cursor.round, turn, self._rounds_at_once)
         assert total.sums is not None
         for observer in self.observers:
             observer.step()
         cursor.settled = False
-        with pinned(state.threads(self.run.threads)):
-            figures = self.strategy.apply(state, total, self.sums)
+        figures = self._apply(total)
         if self.players.several:
             figures = {f"{self.players.turns[turn]}_{name}": value for name, value in figures.items()}
         return _Turn(total.sums.copy(), self.coordinator.parts, figures)
+
+    def _apply(self, total: Partial) -> dict[str, float]:
+        """Step the state of record."""
+        with pinned(self.state.threads(self.run.threads)):
+            return self.strategy.apply(self.state, total, self.sums)
+
+    def _schedule_round(self) -> None:
+        """Step a schedule that goes by rounds."""
+        if self.state.scheduler and self.schedule_every == "round":
+            self.state.scheduler.step()
 
     def _epoch(self) -> Asks:
         """Evaluate, step an epoch-wise schedule, and begin the next epoch."""
@@ -218,10 +233,54 @@ class Driver:
         self, kind: Kind, epoch: int, round: int, turn: int = 0, rounds: int = 1
     ) -> Generator[Ask, Partial, Partial]:
         """Have every shard computed and reduced."""
-        total = yield Ask(kind, epoch, round, turn, rounds)
+        while True:
+            try:
+                total = yield Ask(kind, epoch, round, turn, rounds)
+                break
+            except RestLost:
+                yield from self._again(epoch, round)
+        total = self._widened(kind, round, total)
         check_weight(total, self.sums, f"{kind} round {round} of epoch {epoch}")
         self.state.parameters.check(total)
         return total
+
+    # -- what crosses the network -------------------------------------------------------------------------
+
+    def _message(self, ask: Ask) -> State:
+        """Return what a round starts from."""
+        following = self.following if ask.kind == "train" else None
+        return self.state.message() if following is None else following.message(ask.round)
+
+    def _sent(self, ask: Ask) -> Sent | None:
+        """Return what vectors of a round are like, if they are packed."""
+        following = self.following if ask.kind == "train" else None
+        return None if following is None else following.stretches.sent(ask.round)
+
+    def _widened(self, kind: Kind, round: int, total: Partial) -> Partial:
+        """Return the gradient that stands in for what was sent."""
+        if self.following is None or kind != "train":
+            return total
+        with pinned(self.run.threads):
+            return self.following.whole(round, total)
+
+    def _again(self, epoch: int, until: int) -> Asks:
+        """Go back to where the stretch began, and come to a round of it again.
+
+        Then shards have kept what they had. Nothing is new in it, so nobody is told.
+        """
+        assert self.following is not None
+        state, strategy = self._start
+        while True:
+            self.state.restore(state)
+            self.strategy.load_state_dict(copy.deepcopy(strategy))
+            try:
+                for round in range(self.following.stretches.first(until), until, self.following.stretches.steps):
+                    total = yield Ask("train", epoch, round, 0, self.following.stretches.steps)
+                    self._apply(self._widened("train", round, total))
+                    self._schedule_round()
+                return
+            except RestLost:
+                continue
 
     # -- records ------------------------------------------------------------------------------------------
 

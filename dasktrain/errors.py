@@ -11,6 +11,7 @@
     └── RunError (RuntimeError)      found while leases were being made or rounds were running
         ├── AttachError                  a worker could not be used
         ├── WorkerLost                   no worker was left, or none answered in time
+        ├── RestLost                     what a shard had kept to itself is gone; the run makes it anew
         ├── SchedulerLost                the scheduler went away, and the cluster with it
         ├── Diverged                     two workers gave different bits for the same shards
         ├── ReplicaError                 the module, loss or metric raised on a worker
@@ -67,6 +68,10 @@ class AttachError(RunError):
 
 class WorkerLost(RunError):
     """No worker was left, or none answered in time."""
+
+
+class RestLost(RunError):
+    """What a shard had kept of earlier rounds went with its worker; the driver goes back to where it was nothing."""
 
 
 class SchedulerLost(RunError):

@@ -11,6 +11,7 @@ from torch import nn
 
 from dasktrain import preflight
 from dasktrain.balancing import Balance
+from dasktrain.compression import Compression
 from dasktrain.coordinator import Coordinator
 from dasktrain.data.source import Encoding, Schema, Source
 from dasktrain.domain import pinned
@@ -18,13 +19,15 @@ from dasktrain.driver import Driver
 from dasktrain.errors import BadInput, ModelError
 from dasktrain.fleet import Fleet, default_shards
 from dasktrain.folds import Fold
+from dasktrain.following import Following, check_compression
 from dasktrain.inner import Inner, Stepping
+from dasktrain.job import Job
 from dasktrain.keras_module import adapted
 from dasktrain.metrics import Metric, metrics_of
 from dasktrain.observe import History, Run
 from dasktrain.plan import Partitioning, Shuffle
 from dasktrain.prepared import Prepared, told_plainly
-from dasktrain.replica import Job, Replica
+from dasktrain.replica import Replica
 from dasktrain.result import Result
 from dasktrain.resume import Saved, capture, identity
 from dasktrain.shipping import check_ships, pack
@@ -65,7 +68,7 @@ class Settings:
 class Needs:
     """What a run takes, in bytes: parameters (one vector), buffers, the optimizer's state, the converted data.
 
-    And the state of the optimizer that shards step with, if they step by themselves.
+    And the state of the optimizer that shards step with, if they step by themselves; and how what is sent is small.
     """
 
     shards: int
@@ -74,16 +77,26 @@ class Needs:
     optimizer: int
     blocks: int
     inner: int | None = None
+    compression: Compression | None = None
 
     def replica(self, workers: int) -> int:
-        """Bytes of a replica: what it receives, its module, a gradient, and the sums of the tree under way."""
-        levels = max(1, self.shards // workers).bit_length()
+        """Bytes of a replica: what it receives, its module, a gradient, and the sums of the tree under way.
+
+        And what its shards keep, of a gradient that is made small what is sent, and what that stands for.
+        """
+        shards = max(1, self.shards // workers)
         own = 0 if self.inner is None else self.parameters + self.inner
-        return (3 + levels) * self.parameters + 2 * self.buffers + own
+        small = 0 if self.compression is None else 2 + (shards if self.compression.remembers else 0)
+        return (3 + shards.bit_length() + small) * self.parameters + 2 * self.buffers + own
 
     def driver(self, workers: int) -> int:
-        """Bytes on the driver: parameters, their gradient, the sums of the tree under way, the optimizer's state."""
-        return (2 + workers.bit_length()) * self.parameters + self.optimizer + self.buffers
+        """Bytes on the driver: parameters, their gradient, the sums of the tree under way, the optimizer's state.
+
+        And, where what is sent is made small, what workers have of the parameters, and a copy of the state.
+        """
+        state = self.parameters + self.optimizer + self.buffers
+        small = 0 if self.compression is None else self.parameters + state
+        return state + (1 + workers.bit_length()) * self.parameters + small
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,8 @@ class Training:
         try:
             self.stage(f"building replicas on {len(self.wire.workers)} workers")
             cursor = self.driver.run.cursor
-            self.wire.choose(self.settings.reduction, self.driver.state.whole())
+            if self.job.compression is None:
+                self.wire.choose(self.settings.reduction, self.driver.state.whole())
             self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
             if chosen := self.wire.chosen():
                 self.stage(chosen)
@@ -176,6 +190,7 @@ class Fitting:
             state.optimizer_bytes(),
             int(prepared.plan.strata.sum()) * next(prepared.samples(rows)).nbytes // rows,
             optimizer_bytes(state.module, self.inner.made(state.module)) if self.inner else None,
+            self.trainer.compression,
         )
 
     def _stage(self, text: str) -> None:
@@ -195,6 +210,8 @@ class Fitting:
         else:
             state = TrainState(module, self.inner.outer, memory=memory)
             self.inner.check(module, state.parameters.tables, trainer.players)
+        if trainer.compression is not None:
+            check_compression(state, trainer.players, self.settings.reduction)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if trainer.schedule_every == "round" and isinstance(state.scheduler, plateau):
             raise BadInput('ReduceLROnPlateau must step every epoch, however schedule_every is "round"')
@@ -250,6 +267,8 @@ class Fitting:
             members=lambda: fleet.members,
             capture=lambda: (facts | {"domain": fleet.domain}, capture(run, state, trainer.strategy, observers)),
         )
+        job = self._job(prepared, state, metrics, threads)
+        stretches = job.stretches(state.parameters.gradient)
         driver = Driver(
             run,
             coordinator,
@@ -261,12 +280,13 @@ class Fitting:
             observers,
             trainer.schedule_every,
             self.inner,
+            None if stretches is None else Following(stretches, state, wire.memory),
             saved,
             stop,
         )
         return Training(
             wire,
-            self._job(prepared, state, metrics, threads),
+            job,
             driver,
             prepared.encoding,
             self._stage,
@@ -288,7 +308,8 @@ class Fitting:
         every, compute = trainer.schedule_every, trainer.compute
         kind = type(trainer.strategy).__name__
         inner = "" if self.inner is None else f"{kind} of {self.inner.described(state.module)}"
-        return identity(prepared.plan, state, every, compute, balance, turns, inner)
+        compression = "" if trainer.compression is None else str(trainer.compression)
+        return identity(prepared.plan, state, every, compute, balance, turns, inner, compression)
 
     def _job(self, prepared: Prepared, state: TrainState, metrics: Mapping[str, Metric], threads: int) -> Job:
         trainer = self.trainer
@@ -306,4 +327,5 @@ class Fitting:
             trainer.compute,
             self.inner,
             prepared.balance.synthesis,
+            trainer.compression,
         )

@@ -68,6 +68,7 @@ class Fleet:
     _round: Task | None = None  # all shards of the round under way
     _open: set[int] = field(default_factory=set)  # shards that nobody has answered
     _queue: list[Task] = field(default_factory=list)  # what somebody must be asked for
+    _shares: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the round under way, when it began
     _failed: set[int] = field(default_factory=set)  # shards of this round a worker raised for
 
     # -- what the driver asks ---------------------------------------------------------------------------------
@@ -110,11 +111,17 @@ class Fleet:
 
     # -- what happens -------------------------------------------------------------------------------------------
 
-    def begin(self, round: Task) -> list[Instruction]:
-        """Start a round, `round` being all its shards, with the members that are not busy with an older one."""
+    def begin(self, round: Task, as_before: bool = False) -> list[Instruction]:
+        """Start a round, `round` being all its shards, with the members that are not busy with an older one.
+
+        `as_before`: whoever has joined since the last round has to wait, as long as all others are there.
+        """
         out = self._found()
         self._round, self._open, self._failed = round, set(range(self.shards)), set()
-        given = [(worker, replace(round, start=a, stop=b)) for worker, a, b in shares(self._idle(), self.shards)]
+        idle = self._idle()
+        if not as_before or not self._shares or not self._shares.keys() <= set(idle):
+            self._shares = {worker: (start, stop) for worker, start, stop in shares(idle, self.shards)}
+        given = [(worker, replace(round, start=a, stop=b)) for worker, (a, b) in self._shares.items()]
         self._busy |= dict(given)
         self._queue = self._loose()  # all, if nobody is idle
         return out + [Assign(*each) for each in given] + self._alone("no worker is attached")

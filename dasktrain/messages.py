@@ -69,11 +69,21 @@ class State:
     """What a round starts from: flat parameters (float32 or float64) and the bytes of all buffers (uint8).
 
     Tables are the last of the parameters.
+
+    Attributes
+    ----------
+    change : Vector or None
+        (any,) uint8, packed: what was added to the parameters of the state before; empty: they are anew. None: nobody
+        keeps count of changes.
+    common : Vector or None
+        (any,) float32: what earlier rounds have taught of how to send gradients.
     """
 
     parameters: Vector
     buffers: Vector
     tables: tuple[Table, ...] = ()
+    change: Vector | None = None
+    common: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +192,10 @@ def encode_way(way: Way) -> Header:
 
 def encode_ask(task: Task, state: State) -> tuple[Header, list[Vector]]:
     """Turn a task and its state into header and arrays."""
-    return {"task": _plain(task), "dtype": state.parameters.dtype.name}, [state.parameters, state.buffers]
+    header: Header = {"task": _plain(task), "dtype": state.parameters.dtype.name}
+    if state.common is None:
+        return header, [state.parameters, state.buffers]
+    return {**header, "common": True}, [state.parameters, state.buffers, state.common]
 
 
 @contextmanager
@@ -206,8 +219,12 @@ def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
     WireError
         They are not what `encode_ask` makes.
     """
-    parameters, buffers = frames
-    return _task(header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
+    parameters, buffers, *rest = frames
+    if len(rest) != ("common" in header):
+        raise ValueError(f"{len(rest)} arrays come after the buffers")
+    common = _array(rest[0], "float32") if rest else None
+    state = State(_array(parameters, header["dtype"]), _array(buffers, "uint8"), common=common)
+    return _task(header["task"]), state
 
 
 @reading()

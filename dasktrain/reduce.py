@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, Union
 
 import numpy as np
 
+from dasktrain.codes import Code, rounded
 from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Partial, Vector
 from dasktrain.touched import Touched, plus_each
@@ -97,7 +98,7 @@ def fold(start: int, stop: int, leaf: Leaf[T], add: Callable[[T, T], T]) -> T | 
     return add(left, right) if left is not None and right is not None else left if right is None else right
 
 
-def reduce(partials: Iterable[Partial], shards: int, each: Each = map) -> Partial:
+def reduce(partials: Iterable[Partial], shards: int, each: Each = map, code: Code | None = None) -> Partial:
     """Complete the tree from the partials of all workers.
 
     Parameters
@@ -110,6 +111,8 @@ def reduce(partials: Iterable[Partial], shards: int, each: Each = map) -> Partia
     each
         Like `map`; it may call on several threads at once. Vectors are added block by block, each block all the way to
         the root while it is in the processor's cache.
+    code
+        To whose grid vectors are rounded at every node; None: they are not.
 
     Returns
     -------
@@ -138,7 +141,7 @@ def reduce(partials: Iterable[Partial], shards: int, each: Each = map) -> Partia
     touched = _touched(tree)
     for table in touched:
         _checked(table.values)
-    return Partial(0, shards, _vector(_map(tree, lambda partial: partial.vector), each), sums, touched)
+    return Partial(0, shards, _vector(_map(tree, lambda partial: partial.vector), each, code), sums, touched)
 
 
 def _tree(start: int, stop: int, nodes: dict[Node, Partial]) -> Tree[Partial]:
@@ -163,7 +166,7 @@ def _leaves(tree: Tree[T]) -> Iterator[T]:
         yield tree
 
 
-def _vector(tree: Tree[Vector | None], each: Each) -> Vector | None:
+def _vector(tree: Tree[Vector | None], each: Each, code: Code | None) -> Vector | None:
     """Sum vectors block by block, into the first of them."""
     vectors = [vector for vector in _leaves(tree) if vector is not None]
     if len({len(vector) for vector in vectors}) > 1:
@@ -178,7 +181,7 @@ def _vector(tree: Tree[Vector | None], each: Each) -> Vector | None:
         parts = _map(
             tree, lambda vector: None if vector is None else total[place] if vector is vectors[0] else vector[place]
         )
-        _checked(_sum(parts))
+        _checked(_sum(parts, code))
 
     for _ in each(summed, range(0, size, BLOCK)):
         pass
@@ -190,17 +193,19 @@ def _touched(tree: Tree[Partial]) -> tuple[Touched, ...]:
     return plus_each(*map(_touched, tree)) if isinstance(tree, tuple) else tree.touched
 
 
-def _sum(tree: Tree[Vector | None]) -> Vector | None:
+def _sum(tree: Tree[Vector | None], code: Code | None = None) -> Vector | None:
     """Sum arrays, in place where that can be done."""
     if not isinstance(tree, tuple):
         return tree
-    left, right = map(_sum, tree)
+    left, right = (_sum(side, code) for side in tree)
     if left is None or right is None:
         return right if left is None else left
     if left.shape != right.shape:  # or NumPy would stretch the shorter
         raise ReductionError(_of_lengths(left, right))
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused once, at the root
         added: Vector = np.add(left, right, out=left if left.flags.writeable else None)
+    if code is not None:
+        added[:] = rounded(code, added)
     return added
 
 

@@ -1,8 +1,8 @@
 """The module on a worker: parameters and rows in, partial sums out. A pure function of its task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -15,60 +15,24 @@ from dasktrain.accumulate import Accumulator, Sum
 from dasktrain.blame import check_gradient, check_scalars
 from dasktrain.buckets import Outgoing
 from dasktrain.buffers import FlatBuffers
-from dasktrain.compute import Compute, Device
-from dasktrain.data.block import Batch, Block, Collate, gather, lengths
-from dasktrain.data.synthesis import Synthesis, Synthesiser
+from dasktrain.compute import Device
+from dasktrain.data.block import Batch, Block, gather, lengths
+from dasktrain.data.synthesis import Synthesiser
 from dasktrain.domain import canary, digest_of_bits, make_up
 from dasktrain.errors import DataError
 from dasktrain.events import Domain
-from dasktrain.inner import Inner, Walk
+from dasktrain.inner import Walk
+from dasktrain.job import Job
 from dasktrain.messages import Answer, Bucket, Failure, Kind, Partial, State, Stream, Task, Vector
-from dasktrain.metrics import Metric
 from dasktrain.objective import Objective, detached
-from dasktrain.plan import Plan, Rows, shard_seed
-from dasktrain.players import Players
+from dasktrain.packer import Packer
+from dasktrain.plan import Rows, shard_seed
 from dasktrain.reduce import fold, spine, subtrees
 from dasktrain.shipping import failure_of
 from dasktrain.sparse import split
-from dasktrain.strategies import Strategy, Sums, contributed
+from dasktrain.strategies import Sums, contributed
 from dasktrain.touched import Touched, plus_each
 from dasktrain.vector import FlatParameters, Memory, as_tensor, plain_memory
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a replica must know; shipped once, as bytes.
-
-    Attributes
-    ----------
-    plans : mapping
-        ``"train"``, and ``"evaluate"`` if there is validation data.
-    threads : int
-        torch threads of a replica; another number may give other bits.
-    sample : Batch
-        Rows that are made up, for the canary: see `Replica.domain`.
-    fingerprints : mapping
-        Of each partition of each data set.
-    inner
-        How shards step by themselves; None: they do not.
-    synthesis
-        What makes up rows in place of those that the plan reads again; None: they are read again.
-    """
-
-    module: nn.Module
-    players: Players
-    metrics: Mapping[str, Metric]
-    strategy: Strategy
-    plans: Mapping[Kind, Plan]
-    seed: int
-    threads: int
-    sample: Batch
-    fingerprints: Mapping[Kind, Sequence[str]]
-    collate: Collate
-    compute: Compute = field(default_factory=Compute)
-    inner: Inner | None = None
-    synthesis: Synthesis | None = None
-
 
 #: (data set, partition number) -> block; what a lease must provide
 ReadBlocks = Callable[[Kind, int], Block]
@@ -119,6 +83,9 @@ class Replica:
         if job.inner is not None:
             rounds = job.plans["train"].rounds
             self._inner = Walk(job.inner, self._module, self._parameters, rounds, self.sums.layout, self._accumulator)
+        self._packer = None
+        if (stretches := job.stretches(self._parameters.gradient)) is not None:
+            self._packer = Packer(stretches, self._parameters.gradient, self.sums.layout, job.plans["train"])
         self._synthesiser = None
         if job.synthesis is not None:
             self._synthesiser = Synthesiser(job.synthesis, job.plans["train"], job.collate)
@@ -148,7 +115,7 @@ class Replica:
         """Return what sends gradients in buckets, if there can be several."""
         layout = self._parameters.gradient
         outgoing = Outgoing(self._trainable[: len(layout.shapes)], layout, self._accumulator, send)
-        early = self.job.strategy.is_gradient and not self._device.is_gpu
+        early = self.job.strategy.is_gradient and self.job.compression is None and not self._device.is_gpu
         return outgoing if outgoing.worthwhile and early else None
 
     @property
@@ -241,7 +208,7 @@ class Replica:
             self.waited += perf_counter() - started
 
     def answer(self, task: Task, state: State) -> tuple[Partial, ...]:
-        """Return the sums of a task's nodes; call it pinned."""
+        """Return the sums of a task's nodes, none if what its shards kept is not here; call it pinned."""
         self.waited = 0.0
         if self._latest != (latest := (task.kind, task.epoch, task.round, task.turn)):
             self._latest = latest
@@ -253,7 +220,13 @@ class Replica:
             for shard in range(task.start, task.stop):
                 self._leaf(task, shard, suspicious=True)
         self._answered = task
-        node = self._in_buckets if task.kind == "train" and self._outgoing is not None else self._at_once
+        node = self._at_once
+        if task.kind == "train" and self._packer is not None:
+            if not self._packer.begin(task, state.common):
+                return ()
+            node = self._packed
+        elif task.kind == "train" and self._outgoing is not None:
+            node = self._in_buckets
         return tuple(node(task, *place) for place in subtrees(task.start, task.stop, self.job.plans[task.kind].shards))
 
     def _at_once(self, task: Task, start: int, stop: int) -> Partial:
@@ -264,6 +237,17 @@ class Replica:
             return Partial(start, stop, None, None)
         vector = self._accumulator.flat(node)
         return Partial(start, stop, None if vector is None else vector.numpy(), node.scalars, node.touched)
+
+    def _packed(self, task: Task, start: int, stop: int) -> Partial:
+        """Sum a node of the tree in a form that takes fewer bytes."""
+        packer = self._packer
+        assert packer is not None
+
+        def leaf(shard: int, into: Sum | None) -> Sum | None:
+            found = packer.leaf(shard, self._leaf(task, shard))
+            return packer.add(into, found) if into is not None and found is not None else into or found
+
+        return packer.partial(start, stop, fold(start, stop, leaf, packer.add))
 
     def _in_buckets(self, task: Task, start: int, stop: int) -> Partial:
         """Sum a node of the tree, and send its gradient meanwhile; the rows of tables come with the answer."""

@@ -42,6 +42,7 @@ def identity(
     balance: Balance | None = None,
     turns: Sequence[str] = ("",),
     inner: str = "",
+    compression: str = "",
 ) -> Facts:
     """Return what a run and the one it goes on from must have in common, besides the data."""
     optional = {
@@ -51,6 +52,7 @@ def identity(
         "fold": None if plan.side is None else str(plan.side.fold),
         "turns": [turn for turn in turns if turn],
         "inner": inner,
+        "compression": compression,
     }
     trainable = {id(parameter) for parameter in state.parameters.parameters.values()}
     frozen = [(name, each) for name, each in sorted(state.module.named_parameters()) if id(each) not in trainable]

@@ -192,6 +192,8 @@ def _fitting(
     trainer.observers = [each for each in trainer.observers if not isinstance(each, Progress)]
     if any(isinstance(each, Checkpoint) for each in trainer.observers):
         raise BadInput("Candidates must not write checkpoints, however one has a dt.Checkpoint; leave it out")
+    if trainer.compression is not None:
+        raise BadInput(f"Candidates must send what they have, however one has compression={trainer.compression}")
     validation = candidate.get("fold", validation)
     check_sources(data, validation)
     return Fitting(trainer, data, validation, replace(settings, seed=candidate.get("seed", settings.seed)))

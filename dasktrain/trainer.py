@@ -14,6 +14,7 @@ from distributed import Client, LocalCluster
 from torch import nn
 
 from dasktrain.balancing import Balance
+from dasktrain.compression import Compression
 from dasktrain.compute import Compute
 from dasktrain.data.source import Schema, Source
 from dasktrain.errors import BadInput, known_keywords
@@ -51,11 +52,10 @@ class Trainer:
     Parameters
     ----------
     model
-        A module (copied, yours is left alone), or a callable given the data's :class:`Schema` that returns
-        one; it is called with torch seeded by the run's seed. Keras 3 models of the torch backend are trained as they
-        are, with a loss of torch or of Keras. The module is called with the data's inputs in
-        order: ``model(numeric)``, ``model(categorical)`` or ``model(numeric, categorical)`` for a Table,
-        ``model(X)`` for Arrays; :func:`dasktrain.Text` and :class:`dasktrain.Records` say how theirs is.
+        A module (copied, yours is left alone), or a callable given the data's :class:`Schema` that returns one; it is
+        called with torch seeded by the run's seed. Keras 3 models of the torch backend are trained as they are. The
+        module is called with the data's inputs in order: ``model(numeric)``, ``model(categorical)`` or ``model(numeric,
+        categorical)`` for a Table, ``model(X)`` for Arrays; Text and Records say how theirs is.
     loss
         ``loss(output, target)``: a mean, one value a row, or (sum, weight); see
         :class:`dasktrain.objective.Objective`. Several players that train the model against each other, such as a
@@ -75,21 +75,21 @@ class Trainer:
     observers
         Who watches, in order; the history is kept in any case.
     strategy
-        What is made of gradients; ``GradientAveraging(clip_norm=1.0)`` clips them. :class:`dasktrain.LocalSGD` and
-        :class:`dasktrain.DiLoCo` send a sum once in many rounds.
+        What is made of gradients: ``GradientAveraging(clip_norm=1.0)`` clips them, ``DiLoCo(steps=100)`` sends few.
     scheduler
-        Called with the optimizer, for example ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``.
+        Called with the optimizer, for example ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``. One that is
         ReduceLROnPlateau is given ``valid_loss``, or ``loss`` without validation data.
     schedule_every
         Whether the scheduler steps once a round or once an epoch.
     groups
-        ``groups(module)`` returns torch parameter groups for the optimizer.
+        ``groups(module)`` returns parameter groups for the optimizer.
     compute
-        Device, rows at once, precision, compilation; None: all of a shard's rows, in float32, on the GPU of a worker if
-        it sees one.
+        Device, rows at once, precision, compilation; None: all of a shard's rows, float32, a GPU if a worker has one.
     turns
-        The players in the order in which they step within a round, each on the round's rows and from what the one
-        before has made; one that is named several times steps several times. None: each once, in the order of `loss`.
+        The players in the order in which they step within a round, each on its rows and from what the one before has
+        made; one that is named several times steps several times. None: each once, in the order of `loss`.
+    compression
+        How what is sent is made small, such as ``dt.PowerSGD(rank=4)``; None: it is sent as it is.
 
     Raises
     ------
@@ -123,6 +123,7 @@ class Trainer:
         groups: Callable[[nn.Module], Iterable[Any]] | None = None,
         compute: Compute | None = None,
         turns: Sequence[str] | None = None,
+        compression: Compression | None = None,
     ) -> None:
         if schedule_every not in ("round", "epoch"):
             raise BadInput(f'schedule_every must be "round" or "epoch", however it is {schedule_every!r}')
@@ -142,6 +143,7 @@ class Trainer:
         self.schedule_every: Literal["round", "epoch"] = schedule_every
         self.groups = groups
         self.compute = compute or Compute()
+        self.compression = compression
 
     @known_keywords
     def fit(

@@ -100,17 +100,22 @@ def trained_digest(
     return digest(model, kept)
 
 
-def tree_sum(leaf: Callable[[int], list[Tensor] | None], start: int, stop: int) -> list[Tensor] | None:
+def tree_sum(
+    leaf: Callable[[int], list[Tensor] | None],
+    start: int,
+    stop: int,
+    rounded: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> list[Tensor] | None:
     """Add what shards contribute, tensor by tensor, in the order of the canonical tree; None is nothing."""
     if stop - start == 1:
         return leaf(start)
     half = 1
     while half * 2 < stop - start:
         half *= 2
-    left, right = tree_sum(leaf, start, start + half), tree_sum(leaf, start + half, stop)
+    left, right = (tree_sum(leaf, *part, rounded) for part in ((start, start + half), (start + half, stop)))
     if left is None or right is None:
         return right if left is None else left
-    return [_once(one + other) for one, other in zip(left, right, strict=True)]
+    return [rounded(_once(one + other)) for one, other in zip(left, right, strict=True)]
 
 
 def _once(gradient: Tensor) -> Tensor:

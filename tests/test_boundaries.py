@@ -15,9 +15,26 @@ import dasktrain
 ROOT = Path(dasktrain.__file__).parent
 MAP = (ROOT.parent / "docs" / "contributing.md").read_text()
 LEVELS = (
-    ("errors", "plan", "draws", "folds", "permutation", "fleet", "messages", "touched", "events", "pace", "topology"),
+    (
+        "errors",
+        "codes",
+        "plan",
+        "draws",
+        "folds",
+        "permutation",
+        "fleet",
+        "messages",
+        "touched",
+        "events",
+        "pace",
+        "topology",
+    ),
     (
         "replica",
+        "job",
+        "compression",
+        "packer",
+        "following",
         "strategies",
         "inner",
         "keras_module",
@@ -46,7 +63,7 @@ LEVELS = (
         "models",
     ),
     ("wire", "checkpoint", "observe", "observers", "relay"),
-    ("driver", "coordinator", "instep", "resume", "checkpointer"),
+    ("driver", "coordinator", "doubles", "instep", "resume", "checkpointer"),
     (
         "",
         "trainer",

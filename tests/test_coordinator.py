@@ -220,7 +220,7 @@ def test_a_late_answer_with_the_same_bits_changes_nothing(when: str, parts: str)
     for round in range(rounds):
         assert_sum_of_all(running.ask(round))
     assert running.wire.clock.now > 10.0
-    assert {*running.coordinator._digests} <= {*running.fleet.busy.values()}  # others are not kept
+    assert {*running.coordinator._doubles.digests} <= {*running.fleet.busy.values()}  # others are not kept
 
 
 @pytest.mark.parametrize("when", LATE_ANSWERS)

@@ -9,10 +9,11 @@ from torch import nn
 
 from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Block, Stack, as_block
+from dasktrain.job import Job
 from dasktrain.messages import Answer, Failure, Kind, State, Task
 from dasktrain.plan import Plan, rows_only
 from dasktrain.players import Players
-from dasktrain.replica import Job, Replica
+from dasktrain.replica import Replica
 from dasktrain.strategies import GradientAveraging
 from dasktrain.vector import FlatParameters
 

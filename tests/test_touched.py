@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasktrain.coordinator import _digests
+from dasktrain.doubles import digests_of
 from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Answer, Partial, Task
 from dasktrain.reduce import fold, reduce, split, subtrees
@@ -124,5 +124,5 @@ def test_answers_that_touch_other_rows_have_other_digests(part: str) -> None:
     task = Task("r", "train", 0, 0, 0, 1)
     table = Touched(np.array([1]), np.ones((1, 2), np.float32))
     other = replace(table, **{part: getattr(table, part) * 2})
-    one, two = ([*_digests(Answer(task, (Partial(0, 1, None, None, (each,)),), 0.0))] for each in (table, other))
+    one, two = ([*digests_of(Answer(task, (Partial(0, 1, None, None, (each,)),), 0.0))] for each in (table, other))
     assert one != two

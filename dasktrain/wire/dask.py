@@ -223,8 +223,8 @@ class DaskWire:
             return  # its leaving is in the news
         assert state is not None
         self._asked[worker] = monotonic()
-        of_rows = state.tables and not isinstance(channel, SharedChannel)
-        encode = partial(self._changes.encode, worker) if of_rows else encode_ask
+        changes = (state.tables or state.change is not None) and not isinstance(channel, SharedChannel)
+        encode = partial(self._changes.encode, worker) if changes else encode_ask
         with_it = replace(state, parameters=state.parameters[:0]) if isinstance(way, Sharded) else state
         header, arrays = encode(task, with_it)
         self._tell(worker, (header | encode_way(way), arrays), *parts(task, way, state.parameters))

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -115,7 +116,7 @@ class LocalWire:
             copy = self._states[worker] = State(np.empty_like(state.parameters), np.empty_like(state.buffers))
         copy.parameters[:] = state.parameters
         copy.buffers[:] = state.buffers
-        return copy
+        return replace(copy, common=state.common)
 
     def events(self, timeout: float) -> list[Event]:
         """Return what happened; there is nothing to wait for."""

@@ -1,11 +1,13 @@
-"""Tables across a socket: all rows once, and then those that have changed."""
+"""Parameters across a socket: all of them once, and then what has changed: rows of tables, or all by a little."""
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from dasktrain.codes import unpack
 from dasktrain.errors import WireError
 from dasktrain.messages import Header, State, Table, Task, Vector, decode_ask, encode_ask, reading
 
@@ -16,7 +18,7 @@ FEW = 4
 
 
 class Changes:
-    """On the driver: which rows each worker lacks."""
+    """On the driver: what each worker lacks."""
 
     def __init__(self) -> None:
         self._round = 0
@@ -29,12 +31,14 @@ class Changes:
         self._changed.append([table.changed for table in state.tables])
 
     def forget(self, worker: str) -> None:
-        """Send all rows next time."""
+        """Send everything next time."""
         self._has.pop(worker, None)
 
     def encode(self, worker: str, task: Task, state: State) -> tuple[Header, list[Vector]]:
         """Turn a task and the round's state into a message to a worker that gets and applies all of them."""
         since, self._has[worker] = self._has.get(worker), self._round
+        if state.change is not None:
+            return _change(task, state, since == self._round - 1)
         header, (parameters, buffers) = encode_ask(task, state)
         header["tables"] = [(table.start, table.rows, table.width) for table in state.tables]
         missed = None if since is None else self._since(since, state.tables)
@@ -60,8 +64,16 @@ class Changes:
         return found
 
 
+def _change(task: Task, state: State, has_others: bool) -> tuple[Header, list[Vector]]:
+    """Turn a task and a state into a message to a worker that may have the parameters of the state before."""
+    header, (parameters, *rest) = encode_ask(task, state)
+    if not has_others or state.change is None or not len(state.change):
+        return {**header, "change": False}, [parameters, *rest]
+    return {**header, "change": True}, [parameters[:0], *rest, state.change]
+
+
 class Copy:
-    """On a worker: the parameters, in memory of its own as soon as they have tables."""
+    """On a worker: the parameters, in memory of its own as soon as they come by what has changed."""
 
     def __init__(self) -> None:
         self._parameters: Vector | None = None
@@ -73,10 +85,12 @@ class Copy:
         Raises
         ------
         WireError
-            It is not what `Changes.encode`, or `encode_ask`, makes, or not of the tables that were sent before.
+            It is not what `Changes.encode`, or `encode_ask`, makes, or not of the parameters that were sent before.
         """
-        task, state = decode_ask(header, frames[:2])
+        if "change" in header:
+            return self._changed(header, frames)
         tables = [Table(*plain) for plain in header.get("tables", ())]
+        task, state = decode_ask(header, frames[:2] if tables else frames)
         if not tables:
             return task, state
         if "some" in header:
@@ -87,6 +101,18 @@ class Copy:
             self._parameters[:] = state.parameters
         assert self._parameters is not None
         return task, State(self._parameters, state.buffers)
+
+    def _changed(self, header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
+        """Take all parameters, or add what they have changed by."""
+        if not header["change"]:
+            task, state = decode_ask(header, frames)
+            self._parameters = state.parameters.copy()
+        elif self._parameters is None:
+            raise WireError("Changes must be of parameters that were sent before, however none were; report this")
+        else:
+            task, state = decode_ask(header, frames[:-1])
+            self._parameters += unpack(np.frombuffer(frames[-1], dtype=np.uint8), len(self._parameters))
+        return task, replace(state, parameters=self._parameters)
 
     def _update(self, dense: Vector, tables: Sequence[Table], frames: Sequence[Any]) -> None:
         """Take all that is no table, and of tables some rows."""

@@ -50,6 +50,16 @@ def two(killed_often: Client) -> Iterator[Client]:
     assert_left(killed_often, empty)
 
 
+class Counted(dt.Observer):
+    """Keeps which rounds it is told of."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def round(self, record: dict[str, Any]) -> None:
+        self.told.append(record["round"])
+
+
 def fit_mortal(phase: str, once: Once, client: Any) -> dt.Result:
     X, y = PROBLEM.arrays
     trainer = dt.Trainer(
@@ -152,6 +162,25 @@ def test_a_stopped_worker_is_backed_up_and_its_late_answer_dropped(two: Client) 
     assert result.digest == PROBLEM.fit(dt.LocalWire(), epochs=6).digest
     slowest = max(result.history.rounds, key=lambda record: record["seconds"])
     assert (slowest["epoch"], slowest["round"]) == divmod(20, 9)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_shards_have_kept_is_made_anew(two: Client, blow: signal.Signals, shared: bool) -> None:
+    pid = min(two.run(os.getpid).items())[1]
+    trainer = PROBLEM.trainer([After(13, lambda: os.kill(pid, blow)), rounds := Counted()])
+    trainer.compression = dt.TopK(0.1, every=8)
+    alone = PROBLEM.trainer([])
+    alone.compression = trainer.compression
+    settings = SETTINGS | {"epochs": 4}
+    try:
+        with dask.config.set({"dasktrain.timeouts.silence": "3s", "dasktrain.shared-memory": shared}):
+            result = trainer.fit(PROBLEM.data, client=two, **settings)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert result.digest == alone.fit(PROBLEM.data, client=dt.LocalWire(), **settings).digest
+    assert rounds.told == list(range(9)) * 4
 
 
 def test_no_worker_left_is_an_error_within_the_deadline() -> None:

@@ -20,11 +20,12 @@ from dasktrain.buffers import FlatBuffers
 from dasktrain.data.block import Batch, Stack
 from dasktrain.data.source import strata
 from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received
+from dasktrain.job import Job
 from dasktrain.messages import Answer, Header, Kind, Partial, State, Task, Vector
 from dasktrain.plan import Plan
 from dasktrain.players import Players
 from dasktrain.reduce import subtrees
-from dasktrain.replica import Job, Replica
+from dasktrain.replica import Replica
 from dasktrain.shipping import pack
 from dasktrain.strategies import GradientAveraging
 from dasktrain.vector import FlatParameters

@@ -1,0 +1,77 @@
+"""The largest numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dasktrain.codes import Code, Signs, Sparse
+from dasktrain.compression import Form, check_count
+from dasktrain.compression.whole import AsItIs
+from dasktrain.errors import BadInput
+from dasktrain.vector import Layout
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Send the largest numbers of a shard's gradient; keep the rest, and add it to the next.
+
+    (Stich, Cordonnier, Jaggi, 2018, "Sparsified SGD with Memory", arXiv 1809.07599; Lin et al., 2018, "Deep Gradient
+    Compression", arXiv 1712.01887.) Workers learn of the parameters by the signs of their changes, see
+    :class:`dasktrain.codes.Signs`.
+
+    Parameters
+    ----------
+    share
+        Of all numbers, what is sent; each takes 6 bytes. Shards differ in which are their largest: a worker of several
+        sends as many times more.
+    every
+        Sums from one that is whole to the next.
+    """
+
+    share: float = 0.01
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise BadInput(f"share must be above 0 and at most 1, however it is {self.share}")
+        check_count("every", self.every)
+
+    @property
+    def remembers(self) -> bool:
+        """A shard keeps what is not among its largest."""
+        return True
+
+    @property
+    def code(self) -> Code:
+        """Few of the numbers are not zero."""
+        return Sparse()
+
+    @property
+    def change(self) -> Code:
+        """One bit a number."""
+        return Signs()
+
+    def form(self, layout: Layout) -> Form:
+        """Return what chooses among all parameters."""
+        return _Largest(layout.size, max(1, round(self.share * layout.size)))
+
+
+class _Largest(AsItIs):
+    """Send `count` of the numbers, and zeros for all others."""
+
+    def __init__(self, size: int, count: int) -> None:
+        super().__init__(size)
+        self._count = count
+
+    def sent(self, gradient: Tensor, place: int, common: Tensor) -> Tensor:
+        """Return the largest; of those that are as large as the least of them, the first."""
+        if not torch.isfinite(gradient).all():
+            return gradient  # which is refused
+        sizes = gradient.abs().numpy()
+        least = np.partition(sizes, -self._count)[-self._count]  # the number, whatever the order it comes in
+        chosen = sizes > least
+        equal = np.flatnonzero(sizes == least)
+        chosen[equal[: self._count - int(chosen.sum())]] = True
+        return torch.where(torch.from_numpy(chosen), gradient, 0.0)

@@ -1,0 +1,116 @@
+"""What shards send in place of their gradients, and what each keeps for its next."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dasktrain.accumulate import Flat, Gradients, Sum, parts
+from dasktrain.codes import pack, rounded
+from dasktrain.compression import Stretches
+from dasktrain.messages import Partial, Task, Vector
+from dasktrain.plan import Plan
+from dasktrain.vector import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """What a shard has not sent, of a sum over so many rows, and which parameters it is of.
+
+    It waits for a round of an epoch.
+    """
+
+    vector: Tensor | None
+    used: np.ndarray  # (parameters,) as in a shard's scalars
+    rows: int
+    epoch: int
+    round: int
+
+
+class Packer:
+    """What a worker sends of the gradients of its shards.
+
+    Parameters
+    ----------
+    layout
+        Of gradients, float32.
+    sums
+        Of a shard's scalars.
+    plan
+        Of the training.
+    """
+
+    def __init__(self, stretches: Stretches, layout: Layout, sums: Layout, plan: Plan) -> None:
+        self._stretches, self._form = stretches, stretches.form
+        self._layout, self._sums, self._plan = layout, sums, plan
+        self._rests: dict[int, _Rest] = {}
+
+    def begin(self, task: Task, common: Vector | None) -> bool:
+        """Begin with a sum; return whether all is known that its shards have kept until now."""
+        self._task, self._place = task, self._stretches.place(task.round)
+        self._is_whole, self._code = self._stretches.is_whole(task.round), self._stretches.sent(task.round).code
+        # A copy, which begins where torch's own tensors do.
+        self._common = torch.empty(0) if common is None else torch.tensor(common)
+        self._rows = sum(self._plan.rows_of_round(task.round + done) for done in range(task.rounds))
+        now = task.epoch, task.round
+        self._rests = {shard: rest for shard, rest in self._rests.items() if (rest.epoch, rest.round) >= now}
+        if not self._place or not self._stretches.remembers:
+            return True
+        rests = [self._rests.get(shard) for shard in range(task.start, task.stop)]
+        return all(rest is not None and (rest.epoch, rest.round) == now for rest in rests)
+
+    def leaf(self, shard: int, found: Sum | None) -> Sum | None:
+        """Return what is sent of one shard's gradient, if there is something, and keep the rest."""
+        scalars = np.zeros(self._sums.size) if found is None else found.scalars
+        used = self._sums.views(scalars)["used"]
+        rest = self._rests.pop(shard, None) if self._place else None
+        vector = None if found is None else self._flat(found.gradients)
+        if rest is not None and rest.vector is not None:
+            np.maximum(used, rest.used, out=used)
+            left = rest.vector * (self._rows / rest.rows)  # steps are by means over rows
+            vector = left if vector is None else left + vector
+        sent = None if vector is None else self._sent_of(vector)
+        if self._stretches.remembers:
+            self._keep(shard, vector, sent, used.copy())
+        return None if sent is None else Sum([sent], scalars)
+
+    def _sent_of(self, vector: Tensor) -> Tensor:
+        if self._is_whole:
+            return vector
+        sent = self._form.sent(vector, self._place, self._common)
+        return torch.from_numpy(rounded(self._code, sent.numpy()))
+
+    def _keep(self, shard: int, vector: Tensor | None, sent: Tensor | None, used: np.ndarray) -> None:
+        left = None
+        if vector is not None and sent is not None and not self._is_whole:
+            left = vector - self._form.whole(sent, self._place, self._common)
+        self._rests[shard] = _Rest(left, used, self._rows, self._task.epoch, self._task.round + self._task.rounds)
+
+    def _flat(self, gradients: Flat | Gradients | None) -> Tensor:
+        """Return a shard's gradient as one vector of its own."""
+        vector = torch.zeros(self._layout.size)
+        for out, part in zip(self._layout.views(vector).values(), parts(gradients or []), strict=True):
+            if part is not None:
+                out.copy_(part)
+        return vector
+
+    def add(self, left: Sum, right: Sum) -> Sum:
+        """Return left + right, rounded."""
+        left.scalars += right.scalars
+        total = _vector(left) + _vector(right)
+        return Sum([torch.from_numpy(rounded(self._code, total.numpy()))], left.scalars)
+
+    def partial(self, start: int, stop: int, node: Sum | None) -> Partial:
+        """Return the sum of a node, packed."""
+        if node is None:
+            return Partial(start, stop, None, None)
+        return Partial(start, stop, pack(self._code, _vector(node).numpy()), node.scalars)
+
+
+def _vector(node: Sum) -> Tensor:
+    """Return what is summed of a node."""
+    assert isinstance(node.gradients, list)
+    (vector,) = node.gradients
+    assert vector is not None
+    return vector

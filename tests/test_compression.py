@@ -1,0 +1,287 @@
+"""Compressed payloads: against a plain loop, to the bit, and over connections that carry them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from distributed import Client
+from torch import Tensor, nn
+
+import dasktrain as dt
+from dasktrain.codes import Scaled, Signs
+from dasktrain.domain import pinned
+from dasktrain.errors import BadInput, ModelError, NonFinite
+from dasktrain.plan import Plan, rows_only, shard_seed
+from dasktrain.state import digest
+from tests.reference import tree_sum
+
+ROWS, SHARDS, BATCH, EPOCHS, EVERY = 61, 4, 9, 2, 4
+RNG = np.random.default_rng(7)
+X, Y = RNG.normal(size=(ROWS, 12)).astype(np.float32), RNG.integers(0, 2, ROWS)
+PARTITIONS = [30, 0, 31]
+DATA = dt.Arrays(da.from_array(X, chunks=(tuple(PARTITIONS), 12)), da.from_array(Y, chunks=(tuple(PARTITIONS),)))
+adamw = partial(torch.optim.AdamW, lr=0.01)
+#: shapes of the model below, and where they lie in a flat gradient
+SHAPES = [(7, 12), (7,), (2, 7), (2,)]
+ENDS = np.cumsum([0, *(int(np.prod(shape)) for shape in SHAPES)])
+
+
+def build() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 7), nn.Tanh(), nn.Dropout(0.3), nn.Linear(7, 2))
+
+
+class Whole:
+    """Sends gradients as they are."""
+
+    def begin(self) -> None:
+        pass
+
+    def sent(self, gradient: Tensor, place: int) -> Tensor:
+        return gradient
+
+    def whole(self, sent: Tensor, place: int) -> Tensor:
+        return sent
+
+    def learn(self, total: Tensor, place: int) -> None:
+        pass
+
+
+class Largest(Whole):
+    """Sends 9 numbers of 105."""
+
+    def sent(self, gradient: Tensor, place: int) -> Tensor:
+        order = np.argsort(-gradient.abs().numpy(), kind="stable")[:9]
+        found = torch.zeros_like(gradient)
+        found[order] = gradient[order]
+        return found
+
+
+class Columns(Whole):
+    """PowerSGD of rank 1: both matrices are made smaller, both biases sent."""
+
+    def begin(self) -> None:
+        seeds = [torch.Generator().manual_seed(number) for number in range(2)]
+        self.bases = {
+            0: basis(torch.randn((12, 1), generator=seeds[0])),
+            2: basis(torch.randn((7, 1), generator=seeds[1])),
+        }
+
+    def sent(self, gradient: Tensor, place: int) -> Tensor:
+        found = []
+        for number, shape in enumerate(SHAPES):
+            part = gradient[ENDS[number] : ENDS[number + 1]].reshape(shape)
+            if len(shape) == 2:
+                part = torch.matmul(part.T if place % 2 else part, self.bases[number])
+            found.append(part.reshape(-1))
+        return torch.cat(found)
+
+    def _parts(self, sent: Tensor, place: int) -> list[Tensor]:
+        sizes = [shape[place % 2] if len(shape) == 2 else shape[0] for shape in SHAPES]
+        return list(torch.split(sent, sizes))
+
+    def whole(self, sent: Tensor, place: int) -> Tensor:
+        found = []
+        for number, part in enumerate(self._parts(sent, place)):
+            if number in self.bases:
+                pair = (part[:, None], self.bases[number])
+                left, right = pair[::-1] if place % 2 else pair
+                part = torch.matmul(left, right.T).reshape(-1)
+            found.append(part)
+        return torch.cat(found)
+
+    def learn(self, total: Tensor, place: int) -> None:
+        parts = self._parts(total, place)
+        self.bases = {number: basis(parts[number][:, None]) for number in self.bases}
+
+
+def basis(matrix: Tensor) -> Tensor:
+    return torch.linalg.qr(matrix).Q
+
+
+def by(code: Any, vector: Tensor) -> Tensor:
+    """Round what is no count of rows."""
+    return vector if vector.dtype == torch.float64 else torch.from_numpy(code.nearest(vector.numpy()))
+
+
+def as_it_is(vector: Tensor) -> Tensor:
+    return vector
+
+
+def bfloat16(vector: Tensor) -> Tensor:
+    """Round what is no count of rows, the way that torch does."""
+    return vector if vector.dtype == torch.float64 else vector.bfloat16().float()
+
+
+@pinned(1)
+def plain(kind: Whole, node: Callable[[Tensor], Tensor], change: Callable[[Tensor], Tensor], remembers: bool) -> str:
+    """Do what compression says, as plainly as can be."""
+    plan, starts = Plan(rows_only(PARTITIONS), SHARDS, BATCH, 0), np.cumsum([0, *PARTITIONS])
+    model = build().train()
+    parameters = list(model.parameters())
+    optimizer = adamw(parameters)
+    optimizer.param_groups[0]["fused"] = True
+    theirs, rests = build().train(), dict[int, Tensor]()
+
+    def flat(module: nn.Module) -> Tensor:
+        return torch.cat([part.detach().reshape(-1) for part in module.parameters()])
+
+    def shard(number: int) -> list[Tensor] | None:
+        mine = plan.rows(epoch, round, number)
+        vector = rests.pop(number, None) if place else None
+        if len(mine):
+            torch.manual_seed(shard_seed(0, epoch, round, number))
+            rows = starts[mine.partition] + mine.row
+            loss = F.cross_entropy(theirs(torch.from_numpy(X[rows])), torch.from_numpy(Y[rows]), reduction="sum")
+            found = torch.autograd.grad(loss, list(theirs.parameters()))
+            gradient = torch.cat([part.reshape(-1) for part in found])
+            ratio = plan.rows_of_round(round) / plan.rows_of_round(round - 1) if vector is not None else 1.0
+            vector = gradient if vector is None else vector * ratio + gradient
+        if vector is None:
+            return None
+        sent = vector if is_last else node(kind.sent(vector, place))
+        if remembers and not is_last:
+            rests[number] = vector - kind.whole(sent, place)
+        return [torch.tensor([len(mine)], dtype=torch.float64), sent]
+
+    for epoch in range(EPOCHS):  # noqa: B007 - shard() reads it
+        for round in range(plan.rounds):
+            place = round % EVERY
+            is_last = place == EVERY - 1 or round == plan.rounds - 1
+            if place:
+                there = flat(theirs)
+                there += change(flat(model) - there)
+            else:
+                kind.begin()
+                there = flat(model)
+            for part, start, stop in zip(theirs.parameters(), ENDS, ENDS[1:], strict=False):
+                part.data.copy_(there[start:stop].reshape(part.shape))
+            total = tree_sum(shard, 0, SHARDS, as_it_is if is_last else node)
+            assert total is not None
+            rows, sent = total
+            gradient = (sent if is_last else kind.whole(sent, place)) / float(rows)
+            if not is_last:
+                kind.learn(sent, place)
+            for part, start, stop in zip(parameters, ENDS, ENDS[1:], strict=False):
+                part.grad = gradient[start:stop].reshape(part.shape)
+            optimizer.step()
+    return digest(model, optimizer)
+
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "whole": (dt.TopK(1.0, EVERY), (Whole(), as_it_is, partial(by, Signs()), True)),
+    "largest": (dt.TopK(9 / 105, EVERY), (Largest(), as_it_is, partial(by, Signs()), True)),
+    "columns": (dt.PowerSGD(1, EVERY), (Columns(), as_it_is, partial(by, Signs()), True)),
+    "int8": (dt.Rounding("int8", EVERY), (Whole(), partial(by, Scaled("int8")), partial(by, Scaled("int8")), False)),
+    "bfloat16": (dt.Rounding(every=EVERY), (Whole(), bfloat16, bfloat16, False)),
+}
+
+
+def trained(compression: Any, client: Any, **settings: Any) -> dt.Result:
+    given: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "shards": SHARDS} | settings
+    trainer = dt.Trainer(build(), nn.CrossEntropyLoss(), adamw, compression=compression, observers=[])
+    return trainer.fit(DATA, client=client, **given)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_plain_loop(kind: str, workers: int) -> None:
+    compression, loop = KINDS[kind]
+    assert trained(compression, dt.LocalWire(workers)).digest == plain(*loop)
+
+
+# -- on clusters ------------------------------------------------------------------------------------------------------
+
+OF_CLUSTERS = ("largest", "columns", "int8")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", OF_CLUSTERS)
+def test_it_is_the_plain_loop_on_a_cluster(kind: str, shared: bool, clean: Client) -> None:
+    compression, loop = KINDS[kind]
+    with dask.config.set({"dasktrain.shared-memory": shared}):
+        assert trained(compression, clean).digest == plain(*loop)
+
+
+# -- what cannot be compressed ----------------------------------------------------------------------------------------
+
+
+def test_numbers_of_the_settings_must_make_sense() -> None:
+    for share in (0.0, -0.1, 1.1):
+        with pytest.raises(BadInput, match="share must be above 0 and at most 1"):
+            dt.TopK(share)
+    with pytest.raises(BadInput, match="rank must be a whole number"):
+        dt.PowerSGD(0)
+    with pytest.raises(BadInput, match='dtype must be "bfloat16", "float16" or "int8", however it is \'int4\''):
+        dt.Rounding("int4")  # type: ignore[arg-type]
+
+
+class Wide(nn.Module):
+    """Has parameters of float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.double())
+
+
+def test_what_cannot_be_compressed_is_an_error_before_the_first_round() -> None:
+    def fit(module: nn.Module, data: Any = DATA, optimizer: Any = adamw, **settings: Any) -> None:
+        trainer = dt.Trainer(module, nn.CrossEntropyLoss(), optimizer, compression=dt.TopK(), observers=[])
+        trainer.fit(data, client=dt.LocalWire(), max_rounds=1, **settings)
+
+    with pytest.raises(BadInput, match='reduction is "sharded"'):
+        fit(build(), reduction="sharded")
+    with pytest.raises(ModelError, match=r"must be float32 or narrower .* torch.float64"):
+        fit(Wide())
+    rows = dt.Arrays(np.zeros((8, 1), dtype=np.int64), np.arange(8) % 2)
+    table = nn.Sequential(nn.Embedding(3, 2, sparse=True), nn.Flatten(), nn.Linear(2, 2))
+    two = partial(dt.Optimizers, makers={"dense": adamw, "sparse": partial(torch.optim.SparseAdam, lr=0.1)})
+    with pytest.raises(ModelError, match=r"must be dense where payloads are compressed, however 0.weight is sparse"):
+        fit(table, rows, two)
+
+
+def test_players_cannot_be_compressed() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(12, 2), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) + self.other(x)
+
+    each: dict[str, Any] = {"loss": dict.fromkeys(("one", "other"), nn.CrossEntropyLoss())}
+    each["optimizer"] = dict.fromkeys(each["loss"], adamw)
+    trainer = dt.Trainer(Pair(), **each, compression=dt.TopK(), observers=[])
+    with pytest.raises(BadInput, match=r"One player must step the whole model where payloads are compressed"):
+        trainer.fit(DATA, client=dt.LocalWire(), max_rounds=1)
+
+
+def test_candidates_of_a_search_cannot_be_compressed() -> None:
+    def make(**params: Any) -> dt.Trainer:
+        return dt.Trainer(build(), nn.CrossEntropyLoss(), adamw, compression=dt.TopK(), observers=[])
+
+    with pytest.raises(BadInput, match="compression"):
+        dt.search(make, [{}], DATA, client=dt.LocalWire(), epochs=1)
+
+
+def test_numbers_that_are_not_finite_name_their_shard() -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * torch.where(x[:, :1] == X[40, 0], torch.inf, 1.0)
+
+    trainer = dt.Trainer(Breaks(), nn.CrossEntropyLoss(), adamw, compression=dt.PowerSGD(1), observers=[])
+    with pytest.raises(NonFinite, match=r"shard \d+, with rows of partition 2"):
+        trainer.fit(DATA, client=dt.LocalWire(2), epochs=1, batch_size=BATCH, shards=SHARDS)
