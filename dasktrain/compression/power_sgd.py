@@ -21,7 +21,7 @@ class PowerSGD:
     are sent as they are; of more dimensions the first is m and the others are n. (Vogels, Karimireddy, Jaggi, 2019,
     "PowerSGD", arXiv 1905.13727; turn about: Zhang et al., 2023, "Evaluation and Optimization of Gradient Compression
     for Distributed Deep Learning", arXiv 2306.08881.) Workers learn of the parameters by the signs of their changes,
-    see :class:`dasktrain.codes.Signs`.
+    see `dasktrain.codes.Signs`.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ class TopK:
 
     (Stich, Cordonnier, Jaggi, 2018, "Sparsified SGD with Memory", arXiv 1809.07599; Lin et al., 2018, "Deep Gradient
     Compression", arXiv 1712.01887.) Workers learn of the parameters by the signs of their changes, see
-    :class:`dasktrain.codes.Signs`.
+    `dasktrain.codes.Signs`.
 
     Parameters
     ----------
