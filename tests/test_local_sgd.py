@@ -29,7 +29,7 @@ PARTITIONS = [30, 0, 31]
 DATA = dt.Arrays(da.from_array(X, chunks=(tuple(PARTITIONS), 3)), da.from_array(Y, chunks=(tuple(PARTITIONS),)))
 adamw = partial(torch.optim.AdamW, lr=0.01)
 falling = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)
-nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
+nesterov = partial(torch.optim.SGD, lr=1.0, momentum=0.5, nesterov=True)
 
 
 def build() -> nn.Module:
