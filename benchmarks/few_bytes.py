@@ -108,7 +108,8 @@ def run(rounds: int, steps: int) -> None:
         for bytes in ("bytes a row", "bytes a row, without the idle cluster's"):
             found[f"times fewer {bytes}"] = round(plain[bytes] / found[bytes], 1)
         found["loss, of averaging's"] = round(found["loss"] / plain["loss"], 4)
-    write("few_bytes", {"rounds": rounds, "bytes a second of the idle cluster": round(silence), **figures, "goal": f"{steps} times fewer bytes, loss <= 1.02"})
+    goal = f"{steps} times fewer bytes, loss <= 1.02"
+    write("few_bytes", {"rounds": rounds, "idle cluster, bytes/s": round(silence), **figures, "goal": goal})
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ class Inner:
         """Return what a round steps with, so many of its stretch being over."""
         if taken + 1 >= self.warmup:
             return rates
-        return [group | {"lr": group["lr"] * (taken + 1) / self.warmup} for group in rates]
+        share = (taken + 1) / self.warmup
+        return [group | {"lr": group["lr"] * share} for group in rates]
 
     def made(self, module: nn.Module) -> Optimizer:
         """Return an optimizer that knows nothing yet.
