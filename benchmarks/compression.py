@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import dasktrain as dt
-from benchmarks.few_bytes import WORKERS, Meter, trained
+from benchmarks.few_bytes import WORKERS, Meter, idle, trained
 from benchmarks.measure import write
 from dasktrain.compression import Compression
 
@@ -47,9 +47,8 @@ def digits(client: Client, compression: Compression | None, seed: int) -> dict[s
     result = trainer.fit(rows, epochs=EPOCHS, batch_size=BATCH, shards=WORKERS, client=client, seed=seed)
     with torch.no_grad():
         found = result.model(torch.from_numpy(X[:HELD_OUT])).argmax(dim=1).numpy()
-    crossed = meter.read[-1] - meter.read[0]
     return {
-        "bytes a row": crossed / sum(record["rows"] for record in result.history.rounds),
+        "bytes a row": meter.bytes / sum(record["rows"] for record in result.history.rounds),
         "accuracy": float((found == y[:HELD_OUT]).mean()),
     }
 
@@ -62,10 +61,11 @@ def run(rounds: int, seeds: int) -> None:
         LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
+        silence = idle()
         for name, compression in COMPRESSIONS.items():
             each = [digits(client, compression, seed) for seed in range(seeds)]
             found = {f"digits, {figure}": round(mean(one[figure] for one in each), 4) for figure in each[0]}
-            text = trained(client, dt.GradientAveraging(), rounds, compression)
+            text = trained(client, dt.GradientAveraging(), rounds, silence, compression)
             figures[name] = found | {f"text, {figure}": value for figure, value in text.items()}
             print(name, figures[name], flush=True)
     plain = figures["none"]

@@ -175,8 +175,10 @@ class Signs:
         return vector
 
 
+#: a byte a number
+INT8 = Scaled("int8")
 #: by number, as packed vectors say
-CODES: tuple[Code, ...] = (Plain(), BFloat16(), Scaled("float16"), Scaled("int8"), Sparse(), Signs())
+CODES: tuple[Code, ...] = (Plain(), BFloat16(), Scaled("float16"), INT8, Sparse(), Signs())
 
 
 def rounded(code: Code, vector: Vector) -> Vector:

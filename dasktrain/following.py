@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dasktrain.codes import pack
+from dasktrain.codes import INT8, pack
 from dasktrain.compression import Stretches
 from dasktrain.errors import BadInput, ModelError
 from dasktrain.messages import Partial, State, Vector
@@ -48,7 +48,8 @@ class Following:
             packed = pack(self.stretches.change, change)
         else:
             self._there[:], packed, self._common = state.parameters, NOTHING, self._form.first()
-        return State(self._there, state.buffers, change=packed, common=self._common.numpy())
+        common = pack(INT8, self._common.numpy()) if len(self._common) else None
+        return State(self._there, state.buffers, change=packed, common=common)
 
     def whole(self, round: int, total: Partial) -> Partial:
         """Return the gradient that the sum of what was sent stands for; once for each round, in order."""

@@ -47,12 +47,22 @@ class Inner:
         Makes the optimizer of the driver, whose gradient is how far shards have come, the other way round.
     clip_norm : float or None
         Largest norm of a shard's own gradient.
+    warmup : float
+        Rounds, at the beginning of each stretch, over which a shard's learning rates rise to those of the schedule.
     """
 
     stepping: Stepping
     steps: int
     outer: MakeOptimizer
     clip_norm: float | None = None
+    warmup: float = 0.0
+
+    def warmed(self, rates: Rates, taken: int) -> Rates:
+        """Return what a round steps with, so many of its stretch being over."""
+        if taken + 1 >= self.warmup:
+            return rates
+        share = (taken + 1) / self.warmup
+        return [group | {"lr": group["lr"] * share} for group in rates]
 
     def made(self, module: nn.Module) -> Optimizer:
         """Return an optimizer that knows nothing yet.
@@ -103,7 +113,8 @@ class Inner:
         ]
         schedule = f", {type(make(optimizer)).__name__}" if make else ""
         clipped = "" if self.clip_norm is None else f", clipped to {self.clip_norm}"
-        return f"{self.steps} steps of {type(optimizer).__name__}{schedule}{clipped}, {groups}"
+        warmed = f", warmed up over {self.warmup:g}" if self.warmup > 1 else ""
+        return f"{self.steps} steps of {type(optimizer).__name__}{schedule}{clipped}{warmed}, {groups}"
 
 
 class Schedule:
@@ -200,8 +211,8 @@ class Walk:
         """Return what each round steps with; shards ask for the same ones, one after another."""
         if self._stretch != (stretch := (task.epoch, task.round, task.rounds)):
             self._stretch = stretch
-            rounds = range(task.round, task.round + task.rounds)
-            self._rates = [self._schedule.at(task.epoch, round) for round in rounds]
+            found = [self._schedule.at(task.epoch, task.round + taken) for taken in range(task.rounds)]
+            self._rates = [self._inner.warmed(rates, taken) for taken, rates in enumerate(found)]
         return self._rates
 
     def _begin(self) -> None:

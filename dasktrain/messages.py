@@ -76,7 +76,7 @@ class State:
         (any,) uint8, packed: what was added to the parameters of the state before; empty: they are anew. None: nobody
         keeps count of changes.
     common : Vector or None
-        (any,) float32: what earlier rounds have taught of how to send gradients.
+        (any,) uint8, packed: what earlier rounds have taught of how to send gradients.
     """
 
     parameters: Vector
@@ -222,7 +222,7 @@ def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
     parameters, buffers, *rest = frames
     if len(rest) != ("common" in header):
         raise ValueError(f"{len(rest)} arrays come after the buffers")
-    common = _array(rest[0], "float32") if rest else None
+    common = _array(rest[0], "uint8") if rest else None
     state = State(_array(parameters, header["dtype"]), _array(buffers, "uint8"), common=common)
     return _task(header["task"]), state
 

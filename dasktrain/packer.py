@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dasktrain.accumulate import Flat, Gradients, Sum, parts
-from dasktrain.codes import pack, rounded
+from dasktrain.codes import pack, rounded, unpack
 from dasktrain.compression import Stretches
 from dasktrain.messages import Partial, Task, Vector
 from dasktrain.plan import Plan
@@ -50,8 +50,9 @@ class Packer:
         """Begin with a sum; return whether all is known that its shards have kept until now."""
         self._task, self._place = task, self._stretches.place(task.round)
         self._is_whole, self._code = self._stretches.is_whole(task.round), self._stretches.sent(task.round).code
-        # A copy, which begins where torch's own tensors do.
-        self._common = torch.empty(0) if common is None else torch.tensor(common)
+        self._common = torch.empty(0)
+        if common is not None:  # a copy, which begins where torch's own tensors do
+            self._common = torch.tensor(unpack(common, self._form.common(self._place)))
         self._rows = sum(self._plan.rows_of_round(task.round + done) for done in range(task.rounds))
         now = task.epoch, task.round
         self._rests = {shard: rest for shard, rest in self._rests.items() if (rest.epoch, rest.round) >= now}

@@ -14,7 +14,7 @@ from distributed import Client
 from torch import Tensor, nn
 
 import dasktrain as dt
-from dasktrain.codes import Scaled, Signs
+from dasktrain.codes import INT8, Signs
 from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, ModelError, NonFinite
 from dasktrain.plan import Plan, rows_only, shard_seed
@@ -102,7 +102,7 @@ class Columns(Whole):
 
 
 def basis(matrix: Tensor) -> Tensor:
-    return torch.linalg.qr(matrix).Q
+    return by(INT8, torch.linalg.qr(matrix).Q.reshape(-1)).reshape(matrix.shape)
 
 
 def by(code: Any, vector: Tensor) -> Tensor:
@@ -177,8 +177,8 @@ def plain(kind: Whole, node: Callable[[Tensor], Tensor], change: Callable[[Tenso
 KINDS: dict[str, tuple[Any, Any]] = {
     "whole": (dt.TopK(1.0, EVERY), (Whole(), as_it_is, partial(by, Signs()), True)),
     "largest": (dt.TopK(9 / 105, EVERY), (Largest(), as_it_is, partial(by, Signs()), True)),
-    "columns": (dt.PowerSGD(1, EVERY), (Columns(), as_it_is, partial(by, Signs()), True)),
-    "int8": (dt.Rounding("int8", EVERY), (Whole(), partial(by, Scaled("int8")), partial(by, Scaled("int8")), False)),
+    "columns": (dt.PowerSGD(1, EVERY), (Columns(), partial(by, INT8), partial(by, Signs()), True)),
+    "int8": (dt.Rounding("int8", EVERY), (Whole(), partial(by, INT8), partial(by, INT8), False)),
     "bfloat16": (dt.Rounding(every=EVERY), (Whole(), bfloat16, bfloat16, False)),
 }
 

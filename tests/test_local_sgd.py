@@ -29,7 +29,7 @@ PARTITIONS = [30, 0, 31]
 DATA = dt.Arrays(da.from_array(X, chunks=(tuple(PARTITIONS), 3)), da.from_array(Y, chunks=(tuple(PARTITIONS),)))
 adamw = partial(torch.optim.AdamW, lr=0.01)
 falling = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)
-nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
+nesterov = partial(torch.optim.SGD, lr=1.0, momentum=0.5, nesterov=True)
 
 
 def build() -> nn.Module:
@@ -44,6 +44,7 @@ def plain(
     every: str | None = None,
     shards: int = SHARDS,
     batch: int = BATCH,
+    warmup: float = 0.0,
 ) -> str:
     """Do what DiLoCo says, as plainly as can be."""
     plan, starts = Plan(rows_only(PARTITIONS), shards, batch, 0), np.cumsum([0, *PARTITIONS])
@@ -63,10 +64,11 @@ def plain(
             mine = plan.rows(epoch, round, number)
             if not len(mine):
                 continue
+            rate = 0.01
             if every is not None:
-                inner.param_groups[0]["lr"] = 0.01
                 for _ in range(epoch if every == "epoch" else epoch * plan.rounds + round):
-                    inner.param_groups[0]["lr"] *= 0.9
+                    rate *= 0.9
+            inner.param_groups[0]["lr"] = rate * min(1.0, (round - first + 1) / (steps * warmup)) if warmup else rate
             torch.manual_seed(shard_seed(0, epoch, round, number))
             rows_read = starts[mine.partition] + mine.row
             output, target = own(torch.from_numpy(X[rows_read])), torch.from_numpy(Y[rows_read])
@@ -111,6 +113,20 @@ def trained(strategy: Any, workers: int = 1, **trainer: Any) -> dt.Result:
 def test_diloco_is_the_plain_loop(workers: int, every: Any) -> None:
     schedule = {} if every is None else {"scheduler": falling, "schedule_every": every}
     assert trained(dt.DiLoCo(steps=3), workers, **schedule).digest == plain(3, nesterov, every)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("warmup", "every"), [(1.0, None), (0.5, "round")])
+def test_shards_warm_up_in_every_stretch_as_the_plain_loop_does(workers: int, warmup: float, every: Any) -> None:
+    schedule = {} if every is None else {"scheduler": falling, "schedule_every": every}
+    warmed = trained(dt.DiLoCo(steps=3, warmup=warmup), workers, **schedule).digest
+    assert warmed == plain(3, nesterov, every, warmup=warmup)
+
+
+def test_a_tenth_of_a_stretch_is_warm_up_unless_told_otherwise() -> None:
+    inners = [made.inner(Stepping(adamw)) for made in (dt.DiLoCo(100), dt.DiLoCo(3), dt.LocalSGD(100))]
+    shares = [[inner.warmed([{"lr": 1.0}], taken)[0]["lr"] for taken in (0, 4, 9, 99)] for inner in inners]
+    assert shares == [[0.1, 0.5, 1.0, 1.0], [1.0] * 4, [1.0] * 4]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 100])
@@ -182,10 +198,11 @@ def test_a_run_that_is_resumed_elsewhere_has_the_same_bits(strategy: Any, tmp_pa
         (dt.DiLoCo(3), {}),
         (dt.LocalSGD(2), {}),
         (dt.DiLoCo(2, clip_norm=1.0), {}),
+        (dt.DiLoCo(2, warmup=1.0), {}),
         (dt.DiLoCo(2), {"optimizer": partial(torch.optim.AdamW, lr=0.02)}),
         (dt.DiLoCo(2), {"scheduler": falling}),
     ],
-    ids=["steps", "strategy", "clipped", "rate", "schedule"],
+    ids=["steps", "strategy", "clipped", "warmed", "rate", "schedule"],
 )
 def test_a_resumed_run_must_step_alike(other: Any, given: dict[str, Any], tmp_path: Any) -> None:
     url = str(tmp_path / "run")
@@ -207,6 +224,9 @@ def test_rates_that_are_tensors_are_those_of_their_rounds() -> None:
     assert [float(schedule.at(0, round)[0]["lr"]) for round in range(3)] == pytest.approx([1.0, 0.9, 0.81])
     rates = [schedule.at(0, round)[0]["lr"] for round in range(3)]
     assert [float(rate) for rate in rates] == pytest.approx([1.0, 0.9, 0.81])
+    warming = dt.DiLoCo(2, warmup=1.0).inner(Stepping(adamw))
+    warmed = [warming.warmed(schedule.at(0, 1), taken)[0]["lr"] for taken in (0, 1)]
+    assert [float(rate) for rate in warmed] == pytest.approx([0.45, 0.9])
 
 
 def test_what_goes_on_from_a_run_is_no_shards_optimizer() -> None:
@@ -246,6 +266,7 @@ class Sparse(nn.Module):
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "steps": (lambda: dt.LocalSGD(steps=0), BadInput, "steps must be"),
     "clip": (lambda: dt.DiLoCo(steps=2, clip_norm=-1.0), BadInput, "clip_norm must be positive"),
+    "warmup": (lambda: dt.DiLoCo(steps=2, warmup=10), BadInput, "warmup must be a share"),
     "table": (
         lambda: trained(dt.LocalSGD(2), model=Sparse(), optimizer=partial(torch.optim.SGD, lr=0.1)),
         ModelError,

@@ -234,7 +234,7 @@ def test_every_worker_has_the_parameters_that_changes_lead_to(
             packed = np.empty(0, dtype=np.uint8)
         else:
             parameters, packed = parameters + change, pack(Signs(), change)
-        common = random.normal(size=2).astype(np.float32)
+        common = random.integers(0, 255, 8).astype(np.uint8)
         given_ = State(parameters, np.arange(3, dtype=np.uint8), change=packed, common=common)
         changes.begin(given_)
         for worker in sorted(asked):

@@ -13,8 +13,8 @@ from dasktrain.vector import Layout
 class Form(Protocol):
     """How gradients (size,) become what is sent, and back; what is sent is summed in the tree.
 
-    `place` is that of a sum in its stretch; `common` (any,) is what the sums before it have taught, which the driver
-    and all shards have.
+    `place` is that of a sum in its stretch; `common` is what the sums before it have taught, which the driver and all
+    shards have: numbers of an int8 grid, which are sent along with the parameters.
     """
 
     def first(self) -> Tensor:
@@ -22,6 +22,9 @@ class Form(Protocol):
 
     def size(self, place: int) -> int:
         """Return how many numbers are sent."""
+
+    def common(self, place: int) -> int:
+        """Return how many numbers all have in common."""
 
     def sent(self, gradient: Tensor, place: int, common: Tensor) -> Tensor:
         """Return what is sent of a gradient; perhaps itself."""

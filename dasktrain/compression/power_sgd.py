@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dasktrain.codes import Code, Plain, Signs
+from dasktrain.codes import INT8, Code, Signs
 from dasktrain.compression import Form, check_count
 from dasktrain.vector import Layout
 
 
 @dataclass(frozen=True)
 class PowerSGD:
-    """Send a few columns in place of a matrix; keep what they leave out, and add it to the next.
+    """Send a few columns in place of a matrix, in int8; keep what they leave out, and add it to the next.
 
     A gradient M (m, n) is near to ``P Q^T`` with P (m, rank) and Q (n, rank). Sums go turn about: of ``M Q``, whose
     orthonormal basis is the next P, and of ``M^T P``, whose basis is the next Q; so each is one message, and what is
@@ -26,12 +26,12 @@ class PowerSGD:
     Parameters
     ----------
     rank
-        Columns.
+        Columns, each of a byte a number.
     every
         Sums from one that is whole to the next.
     """
 
-    rank: int = 4
+    rank: int = 16
     every: int = 100
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class PowerSGD:
 
     @property
     def code(self) -> Code:
-        """Columns are sent as they are."""
-        return Plain()
+        """Four columns take the bytes of one in float32, and leave out less; shards keep what is rounded away."""
+        return INT8
 
     @property
     def change(self) -> Code:
@@ -78,11 +78,15 @@ class _Columns:
         bases = torch.empty(self._bases[0].size)
         for number, basis in enumerate(self._bases[0].views(bases).values()):
             basis.copy_(_basis(torch.randn(basis.shape, generator=torch.Generator().manual_seed(number))))
-        return bases
+        return _rounded(bases)
 
     def size(self, place: int) -> int:
         """Return how many numbers columns and vectors have."""
         return self._sent[place % 2].size
+
+    def common(self, place: int) -> int:
+        """Return how many numbers all bases have."""
+        return self._bases[place % 2].size
 
     def sent(self, gradient: Tensor, place: int, common: Tensor) -> Tensor:
         """Return columns, and vectors as they are."""
@@ -116,7 +120,12 @@ class _Columns:
         bases, sent = torch.empty(self._bases[1 - turn].size), self._sent[turn].views(total)
         for name, basis in self._bases[1 - turn].views(bases).items():
             basis.copy_(_basis(sent[name]))
-        return bases
+        return _rounded(bases)
+
+
+def _rounded(bases: Tensor) -> Tensor:
+    """Return the numbers that can be sent in int8: a basis that is nearly orthonormal does as well."""
+    return torch.from_numpy(INT8.nearest(bases.numpy()))
 
 
 def _basis(columns: Tensor) -> Tensor:

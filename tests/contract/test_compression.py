@@ -12,7 +12,7 @@ from torch import nn
 
 import dasktrain as dt
 from dasktrain.accumulate import Sum
-from dasktrain.codes import unpack
+from dasktrain.codes import INT8, pack, unpack
 from dasktrain.compression import Compression, Stretches
 from dasktrain.events import Left
 from dasktrain.messages import Task
@@ -182,7 +182,7 @@ def test_nothing_is_lost_in_a_stretch(make: Any) -> None:
     rng, common = np.random.default_rng(0), form.first()
     gone, came = np.zeros(LAYOUT.size), np.zeros(LAYOUT.size)
     for round in range(4):
-        assert packer.begin(Task("", "train", 0, round, 0, 2), common.numpy())
+        assert packer.begin(Task("", "train", 0, round, 0, 2), pack(INT8, common.numpy()))
         shards = []
         for shard in range(2):
             gradient = torch.from_numpy(rng.normal(size=LAYOUT.size).astype(np.float32))

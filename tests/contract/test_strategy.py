@@ -18,7 +18,7 @@ STRATEGIES: dict[str, Any] = {
     "averaging": dt.GradientAveraging,
     "clipped": lambda: dt.GradientAveraging(clip_norm=0.05),
     "local": lambda: dt.LocalSGD(steps=3),
-    "diloco": lambda: dt.DiLoCo(steps=2, clip_norm=1.0),
+    "diloco": lambda: dt.DiLoCo(steps=2, clip_norm=1.0, warmup=1.0),
 }
 SETTINGS: dict[str, Any] = {"epochs": 2, "shards": 4, "batch_size": 23}
 
