@@ -31,6 +31,7 @@ COMPRESSIONS: dict[str, Compression | None] = {
     "int8": dt.Rounding("int8"),
     "top 1%": dt.TopK(0.01),
     "PowerSGD, rank 4": dt.PowerSGD(4),
+    "PowerSGD, rank 16": dt.PowerSGD(16),
 }
 
 

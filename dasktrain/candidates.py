@@ -132,6 +132,9 @@ class Candidates:
         for number in self._asked:
             self._replicas[number].ahead(task)
 
+    def forget(self, task: Task) -> None:
+        """Nothing is kept."""
+
     def stage(self, task: Task) -> None:
         """Gather the rows of a training round before it is asked for."""
         for replica in self._replicas:

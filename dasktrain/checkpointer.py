@@ -24,7 +24,7 @@ class Checkpoint(Observer):
     Parameters, buffers, optimizer, scheduler, the strategy's and the observers' state, how far the run has come, its
     history, encoders, and fingerprints of plan and data. A copy is taken between two rounds and written beside the
     round that follows, each checkpoint whole or not at all. That round's end waits for it, so that never more than an
-    interval is lost.
+    interval is lost; or an interval and a stretch, where payloads are compressed and checkpoints wait for its end.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Checkpoint(Observer):
         return bool(self._seconds) and monotonic() - self._at >= self._seconds
 
     def end(self) -> None:
-        """Write the last state, also of a run that failed, and wait until it is there."""
+        """Write the last state, also of a run that failed unless in a stretch, and wait until it is there."""
         if self._run is not None and self._run.cursor.settled and self._run.cursor.done > self._written:
             self._write(self._run)
         self._settle()

@@ -183,6 +183,8 @@ class Coordinator:
 
     def _find_blame(self, state: State, dense: int | None) -> None:
         """Ask for the round again: replicas that are asked the same twice look at each shard's gradient."""
+        if state.change is not None:  # a change must not be added twice
+            state = replace(state, change=state.change[:0])
         try:
             self._total(state, dense)
         except NonFinite as found:

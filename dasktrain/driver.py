@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -21,7 +21,7 @@ from dasktrain.observe import Observer, Record, Run
 from dasktrain.plan import Plan
 from dasktrain.players import Players
 from dasktrain.resume import Saved
-from dasktrain.state import TrainState
+from dasktrain.state import Cursor, Snapshot, TrainState
 from dasktrain.strategies import Strategy, Sums, check_weight
 
 
@@ -41,6 +41,32 @@ class _Turn(NamedTuple):
     sums: Vector
     parts: Parts
     figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a stretch began."""
+
+    state: Snapshot
+    strategy: dict[str, Any]
+    cursor: Cursor
+    rounds: int
+
+    @classmethod
+    def of(cls, run: Run, state: TrainState, strategy: Strategy) -> "_Start":
+        """Copy what is there now."""
+        kept = copy.deepcopy(strategy.state_dict())
+        return cls(state.snapshot(), kept, copy.copy(run.cursor), len(run.history.rounds))
+
+    def restore(self, state: TrainState, strategy: Strategy) -> None:
+        """Go back, with what a run computes with."""
+        state.restore(self.state)
+        strategy.load_state_dict(copy.deepcopy(self.strategy))
+
+    def rewind(self, run: Run) -> None:
+        """Go back, with what a run tells."""
+        vars(run.cursor).update(vars(self.cursor))
+        del run.history.rounds[self.rounds :]
 
 
 class Leave(Exception):
@@ -94,6 +120,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         self._epoch_started = perf_counter()
+        self._attempts = 0  # at going on from where a stretch began: answers to one are none to the next
         self._schedule: Schedule | None = None
         if self.inner is not None:
             self._schedule = Schedule(self.inner, copy.deepcopy(self.state.module), self.plan.rounds)
@@ -108,7 +135,8 @@ class Driver:
             ask = next(asks)
             while True:
                 try:
-                    total = self.coordinator.ask(*ask, self._message(ask), dense, sent=self._sent(ask))
+                    whose = f"+{self._attempts}" if self._attempts else ""
+                    total = self.coordinator.ask(*ask, self._message(ask), dense, whose, self._sent(ask))
                 except Exception as error:
                     ask = asks.throw(error)
                 else:
@@ -172,8 +200,8 @@ class Driver:
     def _round(self) -> Asks:
         state, cursor = self.state, self.run.cursor
         started, rounds = perf_counter(), self._rounds_at_once
-        if self.following is not None and cursor.settled:
-            self._start = state.snapshot(), copy.deepcopy(self.strategy.state_dict())
+        if self.following is not None and self.following.stretches.begins_to_keep(cursor.round):
+            self._start = _Start.of(self.run, state, self.strategy)
         sums, parts, figures = yield from self._turn(0)
         for turn in range(1, len(self.players.turns)):
             found = yield from self._turn(turn)
@@ -266,21 +294,29 @@ class Driver:
     def _again(self, epoch: int, until: int) -> Asks:
         """Go back to where the stretch began, and come to a round of it again.
 
-        Then shards have kept what they had. Nothing is new in it, so nobody is told.
+        Then shards have kept what they had. Its records are what they were, so nobody is told of them twice.
         """
         assert self.following is not None
-        state, strategy = self._start
+        stretches = self.following.stretches
+        first, steps = stretches.first(until), stretches.steps
+        told = f"rounds {first} to {until} of epoch {epoch} are done again, for what was lost with a worker"
+        for observer in self.observers:
+            observer.stage(told)
         while True:
-            self.state.restore(state)
-            self.strategy.load_state_dict(copy.deepcopy(strategy))
+            self._attempts += 1
+            self._start.restore(self.state, self.strategy)
             try:
-                for round in range(self.following.stretches.first(until), until, self.following.stretches.steps):
-                    total = yield Ask("train", epoch, round, 0, self.following.stretches.steps)
+                for round in range(first, until, steps):
+                    total = yield Ask("train", epoch, round, 0, steps)
                     self._apply(self._widened("train", round, total))
                     self._schedule_round()
                 return
             except RestLost:
                 continue
+            except WorkerLost:
+                self._start.restore(self.state, self.strategy)
+                self._start.rewind(self.run)
+                raise
 
     # -- records ------------------------------------------------------------------------------------------
 

@@ -95,7 +95,9 @@ class Needs:
         And, where what is sent is made small, what workers have of the parameters, and a copy of the state.
         """
         state = self.parameters + self.optimizer + self.buffers
-        small = 0 if self.compression is None else self.parameters + state
+        small = 0
+        if self.compression is not None:
+            small = self.parameters + (state if self.compression.remembers else 0)
         return state + (1 + workers.bit_length()) * self.parameters + small
 
 

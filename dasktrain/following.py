@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dasktrain.codes import INT8, pack
+from dasktrain.codes import INT8, pack, rounded
 from dasktrain.compression import Stretches
+from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, ModelError
 from dasktrain.messages import Partial, State, Vector
 from dasktrain.players import Players
@@ -37,17 +38,18 @@ class Following:
     def __init__(self, stretches: Stretches, state: TrainState, memory: Memory) -> None:
         self.stretches, self._form, self._state = stretches, stretches.form, state
         self._there = tensor_in(memory, state.parameters.layout.size, torch.float32).numpy()
-        self._common = self._form.first()
+        with pinned(1):  # whatever the driver has
+            self._first = self._common = self._form.first()
 
     def message(self, round: int) -> State:
         """Return what the sum that begins with a round starts from; once for each, in order."""
         state = self._state.whole()
         if self.stretches.place(round):
-            change = self.stretches.change.nearest(state.parameters - self._there)
+            change = rounded(self.stretches.change, state.parameters - self._there)
             self._there += change
             packed = pack(self.stretches.change, change)
         else:
-            self._there[:], packed, self._common = state.parameters, NOTHING, self._form.first()
+            self._there[:], packed, self._common = state.parameters, NOTHING, self._first
         common = pack(INT8, self._common.numpy()) if len(self._common) else None
         return State(self._there, state.buffers, change=packed, common=common)
 

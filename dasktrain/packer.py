@@ -61,12 +61,17 @@ class Packer:
         rests = [self._rests.get(shard) for shard in range(task.start, task.stop)]
         return all(rest is not None and (rest.epoch, rest.round) == now for rest in rests)
 
+    def forget(self, task: Task) -> None:
+        """Keep nothing of a task's shards."""
+        for shard in range(task.start, task.stop):
+            self._rests.pop(shard, None)
+
     def leaf(self, shard: int, found: Sum | None) -> Sum | None:
         """Return what is sent of one shard's gradient, if there is something, and keep the rest."""
         scalars = np.zeros(self._sums.size) if found is None else found.scalars
         used = self._sums.views(scalars)["used"]
         rest = self._rests.pop(shard, None) if self._place else None
-        vector = None if found is None else self._flat(found.gradients)
+        vector = None if found is None or found.gradients is None else self._flat(found.gradients)
         if rest is not None and rest.vector is not None:
             np.maximum(used, rest.used, out=used)
             left = rest.vector * (self._rows / rest.rows)  # steps are by means over rows
@@ -88,10 +93,10 @@ class Packer:
             left = vector - self._form.whole(sent, self._place, self._common)
         self._rests[shard] = _Rest(left, used, self._rows, self._task.epoch, self._task.round + self._task.rounds)
 
-    def _flat(self, gradients: Flat | Gradients | None) -> Tensor:
+    def _flat(self, gradients: Flat | Gradients) -> Tensor:
         """Return a shard's gradient as one vector of its own."""
         vector = torch.zeros(self._layout.size)
-        for out, part in zip(self._layout.views(vector).values(), parts(gradients or []), strict=True):
+        for out, part in zip(self._layout.views(vector).values(), parts(gradients), strict=True):
             if part is not None:
                 out.copy_(part)
         return vector

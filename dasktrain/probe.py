@@ -89,6 +89,9 @@ class Echo:
     def stage(self, task: Task) -> None:
         """Nothing to get ready."""
 
+    def forget(self, task: Task) -> None:
+        """Nothing is kept."""
+
     def ahead(self, task: Task) -> None:
         """Nothing to get ready."""
 

@@ -141,6 +141,11 @@ class Replica:
                 place = task.epoch, task.round, shard
                 self._ahead[place] = self._gathered("train", *place)
 
+    def forget(self, task: Task) -> None:
+        """Keep nothing of a task that was answered while its parameters changed."""
+        if self._packer is not None:
+            self._packer.forget(task)
+
     def domain(self) -> Domain:
         """Compute a gradient of the user's module, and a little more, on numbers that are the same everywhere.
 
@@ -244,7 +249,10 @@ class Replica:
         assert packer is not None
 
         def leaf(shard: int, into: Sum | None) -> Sum | None:
-            found = packer.leaf(shard, self._leaf(task, shard))
+            gradient = self._leaf(task, shard)
+            found = packer.leaf(shard, gradient)
+            if gradient is not None:
+                self._accumulator.free(gradient)  # a copy is sent
             return packer.add(into, found) if into is not None and found is not None else into or found
 
         return packer.partial(start, stop, fold(start, stop, leaf, packer.add))

@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 from torch import nn
 
 from dasktrain.balancing import Balance
-from dasktrain.compression import Compression
+from dasktrain.compression import Compression, checked
 from dasktrain.compute import Compute
 from dasktrain.data.source import Schema, Source
 from dasktrain.errors import BadInput, known_keywords
@@ -77,7 +77,7 @@ class Trainer:
     strategy
         What is made of gradients: ``GradientAveraging(clip_norm=1.0)`` clips them, ``DiLoCo(steps=100)`` sends few.
     scheduler
-        Called with the optimizer, for example ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``. One that is
+        Called with the optimizer, for example ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``.
         ReduceLROnPlateau is given ``valid_loss``, or ``loss`` without validation data.
     schedule_every
         Whether the scheduler steps once a round or once an epoch.
@@ -89,7 +89,7 @@ class Trainer:
         The players in the order in which they step within a round, each on its rows and from what the one before has
         made; one that is named several times steps several times. None: each once, in the order of `loss`.
     compression
-        How what is sent is made small, such as ``dt.PowerSGD(rank=4)``; None: it is sent as it is.
+        How what is sent is made small, such as ``dt.PowerSGD()``; None: it is sent as it is.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class Trainer:
         self.schedule_every: Literal["round", "epoch"] = schedule_every
         self.groups = groups
         self.compute = compute or Compute()
-        self.compression = compression
+        self.compression = checked(compression)
 
     @known_keywords
     def fit(

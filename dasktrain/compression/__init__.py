@@ -1,7 +1,7 @@
 """What is sent in place of gradients and parameters, and when it is made up for."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -120,6 +120,10 @@ class Stretches:
         """Return the round with which the stretch of a round begins."""
         return round - round % (self._every * self.steps)
 
+    def begins_to_keep(self, round: int) -> bool:
+        """Return whether shards will keep something in the sum that begins with a round, having kept nothing."""
+        return self.remembers and not self.place(round) and not self.is_whole(round)
+
     def is_whole(self, round: int) -> bool:
         """Return whether the sum that begins with a round ends its stretch."""
         return self.place(round) == self._every - 1 or round + self.steps >= self._rounds
@@ -133,7 +137,17 @@ class Stretches:
         return Sent(self._code, self.form.size(place), kept)
 
 
+def checked(compression: Any) -> Compression | None:
+    """Return a compression, or None for none; raise BadInput if it is something else."""
+    if compression is not None and (isinstance(compression, type) or not hasattr(compression, "form")):
+        raise BadInput(
+            f"compression must be like dt.Rounding(), dt.TopK() or dt.PowerSGD(), however it is {compression!r}"
+        )
+    found: Compression | None = compression
+    return found
+
+
 def check_count(name: str, value: int) -> None:
     """Raise BadInput if a number of something is none."""
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise BadInput(f"{name} must be a whole number and at least 1, however it is {value!r}")

@@ -34,7 +34,7 @@ class TopK:
     every: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        if not isinstance(self.share, float | int) or not 0 < self.share <= 1:
             raise BadInput(f"share must be above 0 and at most 1, however it is {self.share}")
         check_count("every", self.every)
 

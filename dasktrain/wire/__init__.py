@@ -28,6 +28,9 @@ class Respond(Protocol):
     def stage(self, task: Task) -> None:
         """Get ready for `task`."""
 
+    def forget(self, task: Task) -> None:
+        """Keep nothing of `task`, which was answered while its state changed."""
+
     def domain(self) -> Domain:
         """Compute a little and return what tells whether this worker's bits are those of others."""
 

@@ -158,7 +158,10 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
             if state is None:
                 continue
             reply = _stale(task) if channel.stale else respond(task, state)
-            outbox.end(_stale(task) if channel.stale else reply)
+            if channel.stale:
+                respond.forget(task)
+                reply = _stale(task)
+            outbox.end(reply)
             respond.ahead(task)
             outbox.wait()
 

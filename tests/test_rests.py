@@ -1,0 +1,248 @@
+"""What shards keep between rounds: lost, late, torn, done again, and never counted twice."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dasktrain as dt
+import dasktrain.driver
+from dasktrain.compression import Stretches
+from dasktrain.domain import pinned
+from dasktrain.errors import BadInput, NonFinite
+from dasktrain.events import Answered, Event, Failed, Left, Ready, Slow
+from dasktrain.following import Following
+from dasktrain.messages import Answer, Failure, State, Task
+from dasktrain.replica import Replica
+from dasktrain.shipping import run_packed
+from dasktrain.state import TrainState
+from dasktrain.vector import plain_memory
+from dasktrain.wire.tables import Changes, Copy
+from tests.small import Watcher, fit, table
+
+SETTINGS: dict[str, Any] = {"epochs": 1, "shards": 4, "batch_size": 14}
+
+
+def trained(compression: Any, wire: dt.LocalWire | None = None, **settings: Any) -> dt.Result:
+    return fit(table(120), wire, compression=compression, **(SETTINGS | settings))
+
+
+class Late(dt.LocalWire):
+    """Has an answer of the second worker come while its round is asked for a second time, of others."""
+
+    held: Event | None = None
+    delivered = False
+
+    def send(self, worker: str, task: Task) -> None:
+        late = task.kind == "train" and task.round == 2 and worker == self.workers[1]
+        if late and self.held is None:
+            super().send(worker, task)
+            self.held = self._events.pop()
+            self._events.appendleft(Slow(worker))
+            return
+        if (task.round, task.start, task.stop) == (2, 0, 4) and self.held is not None and not self.delivered:
+            self._events.append(self.held)
+            self.delivered = True
+        super().send(worker, task)
+
+
+def test_an_answer_to_the_first_attempt_is_none_to_the_second() -> None:
+    wire, watcher = Late(2), Watcher()
+    with dask.config.set({"dasktrain.timeouts.round": "5s"}):
+        found = trained(dt.TopK(0.5, every=4), wire, observers=[watcher])
+    assert wire.delivered
+    assert found.digest == trained(dt.TopK(0.5, every=4)).digest
+    assert [text for text in watcher.stages if "done again" in text] == [
+        "rounds 0 to 2 of epoch 0 are done again, for what was lost with a worker"
+    ]
+
+
+class Torn(dt.LocalWire):
+    """Workers read the driver's memory where it lies, one of them while it changes, which then has to stand in."""
+
+    phase = 0
+
+    def _copied(self, worker: str, state: State) -> State:
+        return state
+
+    def send(self, worker: str, task: Task) -> None:
+        _, late, spare = self.workers
+        if self.phase == 0 and task.round == 0 and worker == late:
+            self.phase, self.held = 1, task
+            self._events.appendleft(Slow(late))
+        elif self.phase == 1 and task.round == 1 and worker == spare:
+            self.phase = 2
+            assert self._state is not None
+            self._replicas[late](self.held, self._state)  # of round 0, from the parameters of round 1
+            self._replicas[late].forget(self.held)  # as a lease does that finds its state stale
+            self._events.appendleft(Left(spare, "it was killed"))
+            self.release(spare)
+            self._events.append(Answered(late, Answer(self.held, (), 0.0)))
+        else:
+            super().send(worker, task)
+
+
+@pytest.mark.parametrize("compression", [dt.TopK(0.5, every=4), dt.PowerSGD(1, every=4)], ids=str)
+def test_what_was_kept_of_torn_parameters_is_forgotten(compression: Any) -> None:
+    wire = Torn(3)
+    assert trained(compression, wire, shards=2).digest == trained(compression, shards=2).digest
+    assert wire.phase == 2
+
+
+class Counting(dt.LocalWire):
+    """Counts the memory that replicas take."""
+
+    taken = 0
+
+    def lease(self, worker: str, task: Task) -> None:
+        def memory(size: int) -> Any:
+            self.taken += 1
+            return plain_memory(size)
+
+        replica: Replica = run_packed(self._replica, self._read, memory, partial(self._received, worker))
+        self._replicas[worker] = replica
+        self._events.append(Ready(worker, replica.domain()))
+
+
+@pytest.mark.parametrize("compression", [dt.Rounding(), dt.TopK(0.5)], ids=str)
+def test_gradients_of_microbatches_lie_in_memory_that_is_used_again(compression: Any) -> None:
+    taken = set()
+    for epochs in (1, 3):
+        wire = Counting()
+        trained(compression, wire, epochs=epochs, compute=dt.Compute(microbatch=2))
+        taken.add(wire.taken)
+    assert len(taken) == 1
+
+
+def test_microbatches_give_the_same_bits_on_any_number_of_workers() -> None:
+    digests = {
+        trained(dt.PowerSGD(1, every=4), dt.LocalWire(workers), compute=dt.Compute(microbatch=2)).digest
+        for workers in (1, 3)
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("compression", [dt.Rounding("int8"), dt.Rounding("float16"), dt.TopK(0.5)], ids=str)
+def test_parameters_that_are_not_finite_end_the_run(compression: Any, bad: float) -> None:
+    class Breaks(torch.optim.SGD):
+        taken = 0
+
+        def step(self, *arguments: Any) -> None:  # type: ignore[override]
+            super().step(*arguments)
+            self.taken += 1
+            if self.taken == 3:
+                self.param_groups[0]["params"][0].data[0, 0] = bad
+
+    with pytest.raises(NonFinite, match="round 3"):
+        trained(compression, optimizer=partial(Breaks, lr=0.1))
+
+
+def test_bases_do_not_depend_on_the_threads_of_the_driver() -> None:
+    module = nn.Linear(32_768, 64)
+    found = set()
+    for threads in (1, 4):
+        with pinned(threads):
+            state = TrainState(module, partial(torch.optim.SGD, lr=0.1))
+            stretches = Stretches(dt.PowerSGD(8), state.parameters.gradient, 1, 10)
+            common = Following(stretches, state, plain_memory).message(0).common
+            assert common is not None
+            found.add(common.tobytes())
+    assert len(found) == 1
+
+
+class Socket(dt.LocalWire):
+    """Does to parameters what a connection does; gradients of the third round are not finite."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self.changes, self.copies = Changes(), dict[str, Copy]()
+        self.rounds: list[int] = []
+
+    @contextmanager
+    def round(self, state: State) -> Iterator[None]:
+        self.changes.begin(state)
+        self._state = state
+        yield
+        self._state = None
+
+    def send(self, worker: str, task: Task) -> None:
+        assert self._state is not None
+        header, arrays = self.changes.encode(worker, task, self._state)
+        _, state = self.copies.setdefault(worker, Copy()).decode(header, [array.tobytes() for array in arrays])
+        assert state.parameters.tobytes() == self._state.parameters.tobytes()
+        self.rounds.append(task.round)
+        reply = self._replicas[worker](task, state)
+        if isinstance(reply, Answer) and task.round == 2:
+            spoilt = (replace(part, sums=part.sums * np.nan) for part in reply.partials if part.sums is not None)
+            reply = replace(reply, partials=tuple(spoilt))
+        self._events.append(Failed(worker, reply) if isinstance(reply, Failure) else Answered(worker, reply))
+
+
+@pytest.mark.parametrize("compression", [dt.Rounding(), dt.TopK(0.5)], ids=str)
+def test_who_is_to_blame_is_looked_for_with_the_parameters_of_the_round(compression: Any) -> None:
+    wire = Socket(2)
+    with pytest.raises(NonFinite):
+        trained(compression, wire)
+    assert wire.rounds == [0, 0, 1, 1, 2, 2, 2, 2]
+
+
+class Digests(dt.Observer):
+    """Keeps the digest after each round."""
+
+    def start(self, run: Any) -> None:
+        self.run, self.told = run, list[str]()
+
+    def round(self, record: dict[str, Any]) -> None:
+        self.told.append(self.run.state.digest)
+
+
+def test_workers_lost_while_a_stretch_is_done_again_leave_what_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    drivers: list[Any] = []
+
+    class Interrupted(dt.LocalWire):
+        """Loses a worker in round 5, and all of them, to Ctrl-C, while round 4 is done again."""
+
+        phase = 0
+
+        def send(self, worker: str, task: Task) -> None:
+            if task.round == 5 and worker == self.workers[1] and self.phase == 0:
+                self.phase = 1
+                self._go(worker)
+            elif task.round == 4 and self.phase == 1 and (task.start, task.stop) == (0, 4):
+                self.phase = 2
+                drivers[0].stop.set()
+                self._go(worker)
+            else:
+                super().send(worker, task)
+
+        def _go(self, worker: str) -> None:
+            self.release(worker)
+            self._events.append(Left(worker, "it was killed"))
+
+    begin = dasktrain.driver.Driver.__post_init__
+
+    def begun(driver: Any) -> None:
+        begin(driver)
+        drivers.append(driver)
+
+    monkeypatch.setattr(dasktrain.driver.Driver, "__post_init__", begun)
+    with dask.config.set({"dasktrain.timeouts.workers": "1s"}):
+        found = trained(dt.TopK(0.5, every=3), Interrupted(2))
+    assert found.ended == "interrupt"
+    trained(dt.TopK(0.5, every=3), observers=[alone := Digests()])
+    assert len(found.history.rounds) == 3
+    assert found.digest == alone.told[2]
+
+
+@pytest.mark.parametrize("wrong", ["int8", dt.TopK, 4])
+def test_a_compression_is_one(wrong: Any) -> None:
+    with pytest.raises(BadInput, match=r"compression must be like dt.Rounding\(\), dt.TopK\(\) or dt.PowerSGD\(\)"):
+        trained(wrong)
