@@ -237,9 +237,10 @@ class Coordinator:
         kept = 0 if self._sent is None else self._sent.kept
         self._carry_out(self._fleet.begin(self._next, as_before=kept > 0))
         while not self._fleet.complete:
-            patience = self._paces[self._next.kind].patience(first_answer)
+            pace = self._paces[self._next.kind]
+            patience = pace.patience(first_answer)
             if patience is not None:
-                patience *= 1 + kept  # nobody can stand in for a worker without doing again what it has kept
+                patience += kept * pace.usual  # as long as it takes somebody else to do again what has been kept
             for event in self._events(min(self._until_late(patience), deadline - monotonic())):
                 if isinstance(event, Received):
                     self._receive(event)

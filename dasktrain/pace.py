@@ -16,6 +16,11 @@ class Pace:
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._median = 0.0
 
+    @property
+    def usual(self) -> float:
+        """Seconds that a round usually takes; 0 before the first."""
+        return self._median
+
     def add(self, seconds: float) -> None:
         """Take note of a round."""
         self._seconds.append(seconds)
