@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 from collections.abc import Iterator
+from importlib import import_module
 from time import monotonic
 
 import dask
@@ -35,6 +36,11 @@ LASTING = (
     "ThreadPoolExecutor",
     "TCP-Executor",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported by now out of every search for garbage."""
+    import_module("tests.frozen")
 
 
 @pytest.fixture(autouse=True)

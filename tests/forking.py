@@ -13,4 +13,4 @@ def fork_with(*modules: str) -> None:
     """Have processes of clusters forked off one that has imported these modules and Dask's own."""
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
     get_mp_context()  # the first call states what to import, and forgets what was stated before
-    multiprocessing.set_forkserver_preload(["distributed.nanny", *modules])
+    multiprocessing.set_forkserver_preload(["distributed.nanny", *modules, "tests.frozen"])

@@ -1,7 +1,7 @@
 """Compressed payloads: against a plain loop, to the bit, and over connections that carry them."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import dask
@@ -21,6 +21,7 @@ from dasktrain.plan import Plan, rows_only, shard_seed
 from dasktrain.state import digest
 from tests.reference import tree_sum
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS, SHARDS, BATCH, EPOCHS, EVERY = 61, 4, 9, 2, 4
 RNG = np.random.default_rng(7)
 X, Y = RNG.normal(size=(ROWS, 12)).astype(np.float32), RNG.integers(0, 2, ROWS)
@@ -119,6 +120,7 @@ def bfloat16(vector: Tensor) -> Tensor:
     return vector if vector.dtype == torch.float64 else vector.bfloat16().float()
 
 
+@cache
 @pinned(1)
 def plain(kind: Whole, node: Callable[[Tensor], Tensor], change: Callable[[Tensor], Tensor], remembers: bool) -> str:
     """Do what compression says, as plainly as can be."""

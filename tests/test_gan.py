@@ -11,6 +11,7 @@ import dasktrain as dt
 from dasktrain.errors import BadInput, DataError, PlanError
 from tests.small import fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS, RARE = 600, 60
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 90, "window": 100, "shards": 4}
 
@@ -29,7 +30,7 @@ def table(**settings: Any) -> dt.Table:
 
 def trained(client: Any = None, **settings: Any) -> dt.balance.Gan:
     wire = dt.LocalWire() if client is None else client
-    given = {"ratio": 0.5, "rounds": 20, "observers": [], "shards": 4} | settings
+    given = {"ratio": 0.5, "rounds": 8, "observers": [], "shards": 4} | settings
     return dt.balance.Gan.trained(table(), client=wire, **given)
 
 
@@ -45,7 +46,7 @@ def test_the_same_bits_on_any_number_of_workers(clean: Client) -> None:
 
 
 def test_made_up_rows_are_like_the_rare_ones() -> None:
-    gan = trained(rounds=600)
+    gan = trained(rounds=400, shards=1)
     features, labels = np.zeros((1, 2), dtype=np.float32), np.zeros(1, dtype=np.int64)
     made = gan.synthesis(features, labels, {1: 2000}, seed=3)[1]
     rows = rare()

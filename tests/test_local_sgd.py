@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dasktrain.plan import Plan, rows_only, shard_seed
 from dasktrain.state import digest
 from tests.reference import tree_sum
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS, SHARDS, BATCH, EPOCHS = 61, 4, 9, 3
 RNG = np.random.default_rng(7)
 X, Y = RNG.normal(size=(ROWS, 3)).astype(np.float32), RNG.integers(0, 2, ROWS)
@@ -37,6 +38,7 @@ def build() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.3), nn.Linear(5, 2))
 
 
+@cache
 @pinned(1)
 def plain(
     steps: int,

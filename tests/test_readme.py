@@ -74,7 +74,7 @@ def test_classification_example_beats_the_most_frequent_class(tmp_path: Path) ->
 
 
 def test_sequence_to_sequence_example_reaches_its_goal_on_numbers(tmp_path: Path) -> None:
-    few = ("--name-rounds", "20", "--names-from", str(Path(asyncio.__file__).parent))
+    few = ("--rounds", "500", "--name-rounds", "20", "--names-from", str(Path(asyncio.__file__).parent))
     printed = run(ROOT / "examples" / "04_sequence_to_sequence.py", tmp_path, *few)
     found = re.search(r"held-out numbers written without a fault: ([\d.]+)", printed)
     assert found

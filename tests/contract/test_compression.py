@@ -22,6 +22,7 @@ from dasktrain.vector import Layout
 from tests.chaos_wire import ChaosWire, Clock
 from tests.small import Watcher, fit, linear, table
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COMPRESSIONS: dict[str, Any] = {
     "bfloat16": lambda every: dt.Rounding("bfloat16", every),
     "int8": lambda every: dt.Rounding("int8", every),
