@@ -48,7 +48,7 @@ class Doubles:
         if not self._fleet.strict or not (known or self._fleet.is_doubled(news.worker, task)):
             return
         if isinstance(part, Answer) and not part.partials:
-            return  # its round was over too soon
+            return  # its round was over too soon, or what its shards had kept was not there
         digests = self.digests.setdefault(task, {})
         for place, found in digests_of(part):
             wanted = digests.setdefault(place, found)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -24,6 +25,7 @@ from dasktrain.replica import Replica
 from dasktrain.shipping import run_packed
 from dasktrain.state import TrainState
 from dasktrain.vector import plain_memory
+from dasktrain.wire.lease import answered
 from dasktrain.wire.tables import Changes, Copy
 from tests.small import Watcher, fit, table
 
@@ -64,6 +66,18 @@ def test_an_answer_to_the_first_attempt_is_none_to_the_second() -> None:
     ]
 
 
+class Turning:
+    """A replica during whose answer the driver changes its memory."""
+
+    def __init__(self, replica: Any, channel: Any) -> None:
+        self._replica, self._channel = replica, channel
+        self.forget = replica.forget
+
+    def __call__(self, task: Task, state: State) -> Any:
+        self._channel.stale = True
+        return self._replica(task, state)
+
+
 class Torn(dt.LocalWire):
     """Workers read the driver's memory where it lies, one of them while it changes, which then has to stand in."""
 
@@ -80,11 +94,14 @@ class Torn(dt.LocalWire):
         elif self.phase == 1 and task.round == 1 and worker == spare:
             self.phase = 2
             assert self._state is not None
-            self._replicas[late](self.held, self._state)  # of round 0, from the parameters of round 1
-            self._replicas[late].forget(self.held)  # as a lease does that finds its state stale
+            # Of round 0, from the parameters of round 1, as a lease does that finds its state changed meanwhile.
+            channel: Any = SimpleNamespace(stale=False)
+            respond: Any = Turning(self._replicas[late], channel)
+            answer = answered(channel, respond, self.held, self._state)
+            assert isinstance(answer, Answer)
             self._events.appendleft(Left(spare, "it was killed"))
             self.release(spare)
-            self._events.append(Answered(late, Answer(self.held, (), 0.0)))
+            self._events.append(Answered(late, answer))
         else:
             super().send(worker, task)
 

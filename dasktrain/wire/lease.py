@@ -26,6 +26,7 @@ from dasktrain.messages import (
     Answer,
     Failure,
     Header,
+    State,
     Task,
     decode_attach,
     decode_mark,
@@ -157,11 +158,7 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
             state = outbox.begin(task, decode_way(header, task), given)
             if state is None:
                 continue
-            reply = _stale(task) if channel.stale else respond(task, state)
-            if channel.stale:
-                respond.forget(task)
-                reply = _stale(task)
-            outbox.end(reply)
+            outbox.end(answered(channel, respond, task, state))
             respond.ahead(task)
             outbox.wait()
 
@@ -177,8 +174,13 @@ def _aside(channel: Channel, outbox: Outbox, header: Header) -> bool:
     return True
 
 
-def _stale(task: Task) -> Answer:
-    """Answer for a round that is over: parameters may have changed while they were read."""
+def answered(channel: Channel, respond: Respond, task: Task, state: State) -> Answer | Failure:
+    """Answer a task; with nothing if its round is over, since parameters may have changed while they were read."""
+    if not channel.stale:
+        reply = respond(task, state)
+        if not channel.stale:
+            return reply
+        respond.forget(task)
     return Answer(task, (), 0.0)
 
 
