@@ -101,7 +101,7 @@ class Torn(dt.LocalWire):
             assert isinstance(answer, Answer)
             self._events.appendleft(Left(spare, "it was killed"))
             self.release(spare)
-            self._events.append(Answered(late, answer))
+            self._events.appendleft(Answered(late, answer))  # before the first worker is idle as well
         else:
             super().send(worker, task)
 
