@@ -89,7 +89,8 @@ class Torn(dt.LocalWire):
     def send(self, worker: str, task: Task) -> None:
         _, late, spare = self.workers
         if self.phase == 0 and task.round == 0 and worker == late:
-            self.phase, self.held = 1, task
+            assert self._state is not None
+            self.phase, self.held, self.common = 1, task, self._state.common  # which came by the connection
             self._events.appendleft(Slow(late))
         elif self.phase == 1 and task.round == 1 and worker == spare:
             self.phase = 2
@@ -97,7 +98,7 @@ class Torn(dt.LocalWire):
             # Of round 0, from the parameters of round 1, as a lease does that finds its state changed meanwhile.
             channel: Any = SimpleNamespace(stale=False)
             respond: Any = Turning(self._replicas[late], channel)
-            answer = answered(channel, respond, self.held, self._state)
+            answer = answered(channel, respond, self.held, replace(self._state, common=self.common))
             assert isinstance(answer, Answer)
             self._events.appendleft(Left(spare, "it was killed"))
             self.release(spare)
