@@ -18,9 +18,10 @@ import dasktrain.driver
 from dasktrain.compression import Stretches
 from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, NonFinite
-from dasktrain.events import Answered, Event, Failed, Left, Ready, Slow
+from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Slow
+from dasktrain.fleet import Fleet
 from dasktrain.following import Following
-from dasktrain.messages import Answer, Failure, State, Task
+from dasktrain.messages import Answer, Failure, Partial, State, Task
 from dasktrain.replica import Replica
 from dasktrain.shipping import run_packed
 from dasktrain.state import TrainState
@@ -264,3 +265,27 @@ def test_workers_lost_while_a_stretch_is_done_again_leave_what_it_began_with(mon
 def test_a_compression_is_one(wrong: Any) -> None:
     with pytest.raises(BadInput, match=r"compression must be like dt.Rounding\(\), dt.TopK\(\) or dt.PowerSGD\(\)"):
         trained(wrong)
+
+
+def test_who_joins_waits_for_the_end_of_the_stretch_as_long_as_the_others_are_there() -> None:
+    fleet = Fleet(4)
+
+    def join(*workers: str) -> None:
+        for worker in workers:
+            fleet.take(Joined(worker))
+            fleet.take(Ready(worker, {}))
+
+    def shares(round: int, as_before: bool) -> dict[str, tuple[int, int]]:
+        fleet.begin(Task("", "train", 0, round, 0, 4), as_before)
+        asked = dict(fleet.busy)
+        for worker, task in asked.items():
+            fleet.take(Answered(worker, Answer(task, (Partial(task.start, task.stop, None, None),), 0.0)))
+        return {worker: (task.start, task.stop) for worker, task in asked.items()}
+
+    join("a", "b")
+    assert shares(0, as_before=False) == {"a": (0, 2), "b": (2, 4)}
+    join("c")
+    assert shares(1, as_before=True) == {"a": (0, 2), "b": (2, 4)}
+    assert shares(2, as_before=False).keys() == {"a", "b", "c"}
+    fleet.take(Left("b", "it was killed"))
+    assert shares(3, as_before=True).keys() == {"a", "c"}
