@@ -49,19 +49,21 @@ class _Start:
 
     state: Snapshot
     strategy: dict[str, Any]
+    following: dict[str, Any]
     cursor: Cursor
     rounds: int
 
     @classmethod
-    def of(cls, run: Run, state: TrainState, strategy: Strategy) -> "_Start":
+    def of(cls, run: Run, state: TrainState, strategy: Strategy, following: Following) -> "_Start":
         """Copy what is there now."""
         kept = copy.deepcopy(strategy.state_dict())
-        return cls(state.snapshot(), kept, copy.copy(run.cursor), len(run.history.rounds))
+        return cls(state.snapshot(), kept, following.state_dict(), copy.copy(run.cursor), len(run.history.rounds))
 
-    def restore(self, state: TrainState, strategy: Strategy) -> None:
+    def restore(self, state: TrainState, strategy: Strategy, following: Following) -> None:
         """Go back, with what a run computes with."""
         state.restore(self.state)
         strategy.load_state_dict(copy.deepcopy(self.strategy))
+        following.load_state_dict(self.following)
 
     def rewind(self, run: Run) -> None:
         """Go back, with what a run tells."""
@@ -125,7 +127,7 @@ class Driver:
         if self.inner is not None:
             self._schedule = Schedule(self.inner, copy.deepcopy(self.state.module), self.plan.rounds)
         if self.saved is not None:
-            self.saved.restore(self.run, self.state, self.strategy)
+            self.saved.restore(self.run, self.state, self.strategy, self.following)
             self.run.cursor.ended = ""
 
     def drive(self) -> None:
@@ -201,7 +203,7 @@ class Driver:
         state, cursor = self.state, self.run.cursor
         started, rounds = perf_counter(), self._rounds_at_once
         if self.following is not None and self.following.stretches.begins_to_keep(cursor.round):
-            self._start = _Start.of(self.run, state, self.strategy)
+            self._start = _Start.of(self.run, state, self.strategy, self.following)
         sums, parts, figures = yield from self._turn(0)
         for turn in range(1, len(self.players.turns)):
             found = yield from self._turn(turn)
@@ -211,7 +213,7 @@ class Driver:
         record = self._round_record(sums, started, parts, figures, rounds)
         self._schedule_round()
         cursor.sums = sums + (0.0 if cursor.sums is None else cursor.sums)
-        cursor.settled = self.following is None or self.following.stretches.is_whole(cursor.round)
+        cursor.settled = self.following is None or self.following.stretches.is_last(cursor.round)
         cursor.round += rounds
         cursor.done += rounds
         self._tell("round", record)
@@ -232,7 +234,10 @@ class Driver:
     def _apply(self, total: Partial) -> dict[str, float]:
         """Step the state of record."""
         with pinned(self.state.threads(self.run.threads)):
-            return self.strategy.apply(self.state, total, self.sums)
+            figures = self.strategy.apply(self.state, total, self.sums)
+        if self.following is not None:
+            self.following.stepped()
+        return figures
 
     def _schedule_round(self) -> None:
         """Step a schedule that goes by rounds."""
@@ -304,7 +309,7 @@ class Driver:
             observer.stage(told)
         while True:
             self._attempts += 1
-            self._start.restore(self.state, self.strategy)
+            self._start.restore(self.state, self.strategy, self.following)
             try:
                 for round in range(first, until, steps):
                     total = yield Ask("train", epoch, round, 0, steps)
@@ -314,7 +319,7 @@ class Driver:
             except RestLost:
                 continue
             except WorkerLost:
-                self._start.restore(self.state, self.strategy)
+                self._start.restore(self.state, self.strategy, self.following)
                 self._start.rewind(self.run)
                 raise
 

@@ -86,18 +86,19 @@ class Needs:
         """
         shards = max(1, self.shards // workers)
         own = 0 if self.inner is None else self.parameters + self.inner
-        small = 0 if self.compression is None else 2 + (shards if self.compression.remembers else 0)
+        small = 0 if self.compression is None else 2 + (shards if self.compression.every > 1 else 0)
         return (3 + shards.bit_length() + small) * self.parameters + 2 * self.buffers + own
 
     def driver(self, workers: int) -> int:
         """Bytes on the driver: parameters, their gradient, the sums of the tree under way, the optimizer's state.
 
-        And, where what is sent is made small, what workers have of the parameters, and a copy of the state.
+        And, where what is sent is made small, what workers have of the parameters, and a copy of it and the state.
         """
         state = self.parameters + self.optimizer + self.buffers
         small = 0
         if self.compression is not None:
-            small = self.parameters + (state if self.compression.remembers else 0)
+            copied = state + self.parameters if self.compression.every > 1 else 0
+            small = self.parameters + copied
         return state + (1 + workers.bit_length()) * self.parameters + small
 
 
@@ -249,6 +250,9 @@ class Fitting:
         observers = sorted(trainer.observers, key=lambda observer: observer.order)
         facts = self._facts(prepared, state, threads)
         same = facts["identity"]
+        job = self._job(prepared, state, metrics, threads)
+        stretches = job.stretches(state.parameters.gradient)
+        following = None if stretches is None else Following(stretches, state, wire.memory)
         run = Run(
             id=wire.run,
             resumed=self.settings.resume,
@@ -267,10 +271,11 @@ class Fitting:
             history=History(),
             timings=coordinator.timings,
             members=lambda: fleet.members,
-            capture=lambda: (facts | {"domain": fleet.domain}, capture(run, state, trainer.strategy, observers)),
+            capture=lambda: (
+                facts | {"domain": fleet.domain},
+                capture(run, state, trainer.strategy, following, observers),
+            ),
         )
-        job = self._job(prepared, state, metrics, threads)
-        stretches = job.stretches(state.parameters.gradient)
         driver = Driver(
             run,
             coordinator,
@@ -282,7 +287,7 @@ class Fitting:
             observers,
             trainer.schedule_every,
             self.inner,
-            None if stretches is None else Following(stretches, state, wire.memory),
+            following,
             saved,
             stop,
         )

@@ -1,11 +1,12 @@
 """What workers are told of the parameters where it is made small, and what is made of what they send."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from dasktrain.codes import INT8, pack, rounded
+from dasktrain.codes import INT8, Plain, pack, rounded
 from dasktrain.compression import Stretches
 from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, ModelError
@@ -19,9 +20,10 @@ NOTHING: Vector = np.empty(0, dtype=np.uint8)
 
 
 class Following:
-    """Parameters that follow those of record: whole when a stretch begins, and then by changes on a coarser grid.
+    """Parameters that follow those of record, by changes on a coarser grid.
 
-    What a change leaves out is in the next one, since that is from where workers are to where parameters are.
+    What a change leaves out is in the next one, since that is from where workers are to where parameters are. Where
+    they are is part of what a run goes on from.
 
     Parameters
     ----------
@@ -38,29 +40,53 @@ class Following:
     def __init__(self, stretches: Stretches, state: TrainState, memory: Memory) -> None:
         self.stretches, self._form, self._state = stretches, stretches.form, state
         self._there = tensor_in(memory, state.parameters.layout.size, torch.float32).numpy()
+        self._before = state.parameters.vector.numpy().copy()  # the step under way
+        self._start_there = False  # workers, and not somewhere else
         with pinned(1):  # whatever the driver has
             self._first = self._common = self._form.first()
 
     def message(self, round: int) -> State:
         """Return what the sum that begins with a round starts from; once for each, in order."""
         state = self._state.whole()
-        if self.stretches.place(round):
-            change = rounded(self.stretches.change, state.parameters - self._there)
-            self._there += change
-            packed = pack(self.stretches.change, change)
-        else:
-            self._there[:], packed, self._common = state.parameters, NOTHING, self._first
-        common = pack(INT8, self._common.numpy()) if len(self._common) else None
-        return State(self._there, state.buffers, change=packed, common=common)
+        change = self._follow(state.parameters)
+        if not self._start_there:
+            change, self._start_there = NOTHING, True
+        if not self.stretches.place(round):
+            self._common = self._first
+        common = None if self.stretches.is_last(round) or not len(self._common) else pack(INT8, self._common.numpy())
+        return State(self._there, state.buffers, change=change, common=common)
+
+    def _follow(self, parameters: Vector) -> Vector:
+        """Have workers' parameters follow; return by what, packed."""
+        code = self.stretches.change
+        if code == Plain():  # there is no need for a difference, which would be rounded
+            self._there[:] = parameters
+            return NOTHING
+        change = rounded(code, parameters - self._before)
+        np.add(self._before, change, out=self._there)
+        return pack(code, change)
 
     def whole(self, round: int, total: Partial) -> Partial:
         """Return the gradient that the sum of what was sent stands for; once for each round, in order."""
-        if total.vector is None or self.stretches.is_whole(round):
+        if total.vector is None or self.stretches.is_last(round):
             return total
         place, sent = self.stretches.place(round), torch.tensor(total.vector)
         whole = self._form.whole(sent, place, self._common)
         self._common = self._form.next(sent, place, self._common)
         return replace(total, vector=whole.numpy())
+
+    def stepped(self) -> None:
+        """Take note of a step: the next starts from where workers are now."""
+        self._before[:] = self._there
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where workers were when the step was done that was the last, of a stretch."""
+        return {"parameters": torch.tensor(self._before)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Have workers be where they were: what they are sent next is whole."""
+        self._before[:] = state["parameters"].numpy()
+        self._start_there = False
 
 
 def check_compression(state: TrainState, players: Players, reduction: Reduction) -> None:

@@ -49,14 +49,14 @@ class Packer:
     def begin(self, task: Task, common: Vector | None) -> bool:
         """Begin with a sum; return whether all is known that its shards have kept until now."""
         self._task, self._place = task, self._stretches.place(task.round)
-        self._is_whole, self._code = self._stretches.is_whole(task.round), self._stretches.sent(task.round).code
+        self._is_last, self._code = self._stretches.is_last(task.round), self._stretches.sent(task.round).code
         self._common = torch.empty(0)
         if common is not None:  # a copy, which begins where torch's own tensors do
             self._common = torch.tensor(unpack(common, self._form.common(self._place)))
         self._rows = sum(self._plan.rows_of_round(task.round + done) for done in range(task.rounds))
         now = task.epoch, task.round
         self._rests = {shard: rest for shard, rest in self._rests.items() if (rest.epoch, rest.round) >= now}
-        if not self._place or not self._stretches.remembers:
+        if not self._place:
             return True
         rests = [self._rests.get(shard) for shard in range(task.start, task.stop)]
         return all(rest is not None and (rest.epoch, rest.round) == now for rest in rests)
@@ -77,19 +77,17 @@ class Packer:
             left = rest.vector * (self._rows / rest.rows)  # steps are by means over rows
             vector = left if vector is None else left + vector
         sent = None if vector is None else self._sent_of(vector)
-        if self._stretches.remembers:
+        if not self._is_last:
             self._keep(shard, vector, sent, used.copy())
         return None if sent is None else Sum([sent], scalars)
 
     def _sent_of(self, vector: Tensor) -> Tensor:
-        if self._is_whole:
-            return vector
-        sent = self._form.sent(vector, self._place, self._common)
+        sent = vector if self._is_last else self._form.sent(vector, self._place, self._common)
         return torch.from_numpy(rounded(self._code, sent.numpy()))
 
     def _keep(self, shard: int, vector: Tensor | None, sent: Tensor | None, used: np.ndarray) -> None:
         left = None
-        if vector is not None and sent is not None and not self._is_whole:
+        if vector is not None and sent is not None:
             left = vector - self._form.whole(sent, self._place, self._common)
         self._rests[shard] = _Rest(left, used, self._rows, self._task.epoch, self._task.round + self._task.rounds)
 

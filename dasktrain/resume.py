@@ -17,6 +17,7 @@ from dasktrain.checkpoint import Store
 from dasktrain.compute import Compute
 from dasktrain.errors import BadInput
 from dasktrain.events import Domain
+from dasktrain.following import Following
 from dasktrain.messages import Kind
 from dasktrain.observe import Observer, Record, Run
 from dasktrain.optimizers import each_of
@@ -74,12 +75,15 @@ def identity(
     } | {name: value for name, value in optional.items() if value}
 
 
-def capture(run: Run, state: TrainState, strategy: Strategy, observers: Sequence[Observer]) -> Facts:
+def capture(
+    run: Run, state: TrainState, strategy: Strategy, following: Following | None, observers: Sequence[Observer]
+) -> Facts:
     """Return a copy of all that changes while a run goes on, but for the rounds of its history."""
     return {
         "state": vars(state.snapshot()),
         "cursor": vars(copy.copy(run.cursor)),
         "strategy": copy.deepcopy(strategy.state_dict()),
+        "following": {} if following is None else following.state_dict(),
         "observers": [[type(observer).__name__, observer.state_dict()] for observer in observers],
         "epochs": [record for record in run.history if record["epoch"] < run.cursor.epoch],  # the finished ones
     }
@@ -162,7 +166,7 @@ class Saved:
                 f"{'; '.join(faults)}; give it those, or start anew without resume="
             )
 
-    def restore(self, run: Run, state: TrainState, strategy: Strategy) -> None:
+    def restore(self, run: Run, state: TrainState, strategy: Strategy, following: Following | None) -> None:
         """Put a run where the saved one was.
 
         Raises
@@ -174,6 +178,8 @@ class Saved:
             state.restore(Snapshot(**self.tree["state"]))
             vars(run.cursor).update(vars(Cursor(**self.tree["cursor"])))
             strategy.load_state_dict(self.tree["strategy"])
+            if following is not None:
+                following.load_state_dict(self.tree["following"])
             run.history[:] = self.tree["epochs"]
             run.history.rounds[:] = self.rounds
 

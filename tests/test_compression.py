@@ -115,14 +115,20 @@ def as_it_is(vector: Tensor) -> Tensor:
     return vector
 
 
+int8, signs = partial(by, INT8), partial(by, Signs())
+
+
 def bfloat16(vector: Tensor) -> Tensor:
     """Round what is no count of rows, the way that torch does."""
     return vector if vector.dtype == torch.float64 else vector.bfloat16().float()
 
 
+Rounder = Callable[[Tensor], Tensor]
+
+
 @cache
 @pinned(1)
-def plain(kind: Whole, node: Callable[[Tensor], Tensor], change: Callable[[Tensor], Tensor], remembers: bool) -> str:
+def plain(kind: Whole, node: Rounder, last: Rounder, change: Rounder, every: int) -> str:
     """Do what compression says, as plainly as can be."""
     plan, starts = Plan(rows_only(PARTITIONS), SHARDS, BATCH, 0), np.cumsum([0, *PARTITIONS])
     model = build().train()
@@ -147,24 +153,21 @@ def plain(kind: Whole, node: Callable[[Tensor], Tensor], change: Callable[[Tenso
             vector = gradient if vector is None else vector * ratio + gradient
         if vector is None:
             return None
-        sent = vector if is_last else node(kind.sent(vector, place))
-        if remembers and not is_last:
+        sent = last(vector) if is_last else node(kind.sent(vector, place))
+        if not is_last:
             rests[number] = vector - kind.whole(sent, place)
         return [torch.tensor([len(mine)], dtype=torch.float64), sent]
 
     for epoch in range(EPOCHS):  # noqa: B007 - shard() reads it
         for round in range(plan.rounds):
-            place = round % EVERY
-            is_last = place == EVERY - 1 or round == plan.rounds - 1
-            if place:
-                there = flat(theirs)
-                there += change(flat(model) - there)
-            else:
+            place = round % every
+            is_last = place == every - 1 or round == plan.rounds - 1
+            if place == 0:
                 kind.begin()
-                there = flat(model)
+            there = flat(theirs) + change(flat(model) - flat(theirs))
             for part, start, stop in zip(theirs.parameters(), ENDS, ENDS[1:], strict=False):
                 part.data.copy_(there[start:stop].reshape(part.shape))
-            total = tree_sum(shard, 0, SHARDS, as_it_is if is_last else node)
+            total = tree_sum(shard, 0, SHARDS, last if is_last else node)
             assert total is not None
             rows, sent = total
             gradient = (sent if is_last else kind.whole(sent, place)) / float(rows)
@@ -177,11 +180,12 @@ def plain(kind: Whole, node: Callable[[Tensor], Tensor], change: Callable[[Tenso
 
 
 KINDS: dict[str, tuple[Any, Any]] = {
-    "whole": (dt.TopK(1.0, EVERY), (Whole(), as_it_is, partial(by, Signs()), True)),
-    "largest": (dt.TopK(9 / 105, EVERY), (Largest(), as_it_is, partial(by, Signs()), True)),
-    "columns": (dt.PowerSGD(1, EVERY), (Columns(), partial(by, INT8), partial(by, Signs()), True)),
-    "int8": (dt.Rounding("int8", EVERY), (Whole(), partial(by, INT8), partial(by, INT8), False)),
-    "bfloat16": (dt.Rounding(every=EVERY), (Whole(), bfloat16, bfloat16, False)),
+    "whole": (dt.TopK(1.0, EVERY), (Whole(), as_it_is, int8, signs, EVERY)),
+    "largest": (dt.TopK(9 / 105, EVERY), (Largest(), as_it_is, int8, signs, EVERY)),
+    "columns": (dt.PowerSGD(1, EVERY), (Columns(), int8, int8, signs, EVERY)),
+    "columns, all of them": (dt.PowerSGD(1, 1), (Columns(), int8, int8, signs, 1)),
+    "int8": (dt.Rounding("int8"), (Whole(), int8, int8, int8, 1)),
+    "bfloat16": (dt.Rounding(), (Whole(), bfloat16, bfloat16, bfloat16, 1)),
 }
 
 
@@ -196,6 +200,10 @@ def trained(compression: Any, client: Any, **settings: Any) -> dt.Result:
 def test_it_is_the_plain_loop(kind: str, workers: int) -> None:
     compression, loop = KINDS[kind]
     assert trained(compression, dt.LocalWire(workers)).digest == plain(*loop)
+
+
+def test_numbers_that_are_not_rounded_are_those_of_averaging() -> None:
+    assert trained(dt.Rounding("float32"), dt.LocalWire(2)).digest == trained(None, dt.LocalWire(3)).digest
 
 
 # -- on clusters ------------------------------------------------------------------------------------------------------
@@ -220,7 +228,7 @@ def test_numbers_of_the_settings_must_make_sense() -> None:
             dt.TopK(share)
     with pytest.raises(BadInput, match="rank must be a whole number"):
         dt.PowerSGD(0)
-    with pytest.raises(BadInput, match='dtype must be "bfloat16", "float16" or "int8", however it is \'int4\''):
+    with pytest.raises(BadInput, match="dtype must be one of .*, however it is 'int4'"):
         dt.Rounding("int4")  # type: ignore[arg-type]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ import dasktrain as dt
 import dasktrain.driver
 from dasktrain.compression import Stretches
 from dasktrain.domain import pinned
-from dasktrain.errors import BadInput, NonFinite
+from dasktrain.errors import BadInput, NonFinite, WorkerLost
 from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Slow
 from dasktrain.fleet import Fleet
 from dasktrain.following import Following
@@ -178,12 +179,14 @@ def test_bases_do_not_depend_on_the_threads_of_the_driver() -> None:
 
 
 class Socket(dt.LocalWire):
-    """Does to parameters what a connection does; gradients of the third round are not finite."""
+    """Does to parameters what a connection does; gradients of one round are not finite."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, bad: int = -1) -> None:
         super().__init__(workers)
+        self._bad = bad
         self.changes, self.copies = Changes(), dict[str, Copy]()
         self.rounds: list[int] = []
+        self.whole: list[tuple[str, int]] = []  # the parameters that are sent
 
     @contextmanager
     def round(self, state: State) -> Iterator[None]:
@@ -194,12 +197,17 @@ class Socket(dt.LocalWire):
 
     def send(self, worker: str, task: Task) -> None:
         assert self._state is not None
+        if self._state.change is None:  # nor are there tables
+            super().send(worker, task)
+            return
         header, arrays = self.changes.encode(worker, task, self._state)
+        if not header["change"]:
+            self.whole.append((worker, task.round))
         _, state = self.copies.setdefault(worker, Copy()).decode(header, [array.tobytes() for array in arrays])
         assert state.parameters.tobytes() == self._state.parameters.tobytes()
         self.rounds.append(task.round)
         reply = self._replicas[worker](task, state)
-        if isinstance(reply, Answer) and task.round == 2:
+        if isinstance(reply, Answer) and task.round == self._bad:
             spoilt = (replace(part, sums=part.sums * np.nan) for part in reply.partials if part.sums is not None)
             reply = replace(reply, partials=tuple(spoilt))
         self._events.append(Failed(worker, reply) if isinstance(reply, Failure) else Answered(worker, reply))
@@ -207,10 +215,40 @@ class Socket(dt.LocalWire):
 
 @pytest.mark.parametrize("compression", [dt.Rounding(), dt.TopK(0.5)], ids=str)
 def test_who_is_to_blame_is_looked_for_with_the_parameters_of_the_round(compression: Any) -> None:
-    wire = Socket(2)
+    wire = Socket(2, bad=2)
     with pytest.raises(NonFinite):
         trained(compression, wire)
     assert wire.rounds == [0, 0, 1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("compression", [dt.Rounding(), dt.TopK(0.5, every=4)], ids=str)
+def test_parameters_are_sent_whole_once(compression: Any) -> None:
+    wire = Socket(2)
+    trained(compression, wire, epochs=2, validation=table(120))
+    assert wire.whole == [(worker, 0) for worker in wire.workers]
+
+
+class Vanishing(dt.LocalWire):
+    """Loses all workers in a round."""
+
+    def __init__(self, round: int) -> None:
+        super().__init__(1)
+        self._at = round
+
+    def send(self, worker: str, task: Task) -> None:
+        if task.round < self._at:
+            super().send(worker, task)
+            return
+        self.release(worker)
+        self._events.append(Left(worker, "it was killed"))
+
+
+@pytest.mark.parametrize("compression", [dt.TopK(0.5, every=4), dt.PowerSGD(1, every=4)], ids=str)
+def test_a_run_without_workers_leaves_where_they_were_when_it_last_stepped(compression: Any, tmp_path: Path) -> None:
+    url = str(tmp_path)
+    with dask.config.set({"dasktrain.timeouts.workers": "0.1s"}), pytest.raises(WorkerLost):
+        trained(compression, Vanishing(4), observers=[dt.Checkpoint(url)])
+    assert trained(compression, resume=url).digest == trained(compression).digest
 
 
 class Digests(dt.Observer):

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dasktrain.codes import Code, Plain
+from dasktrain.codes import Code
 from dasktrain.errors import BadInput
 from dasktrain.vector import Layout
 
@@ -39,25 +39,23 @@ class Form(Protocol):
 class Compression(Protocol):
     """How what crosses the network is made small.
 
-    Rounds go in stretches. The last sum of a stretch is sent whole, with all that shards have kept to themselves, and
-    so are the parameters that the next begins with: then nothing is remembered anywhere that is not in the state of
-    record. Checkpoints are written there, and a run ends there.
+    Shards may keep what they have not sent, for a stretch of sums. In the last of it they send gradients of all
+    parameters, with all that they have kept, and keep nothing: then nothing is remembered anywhere that is not on the
+    driver. Checkpoints are written there, and a run ends there. If a worker is lost before, all go back to where the
+    stretch began, and come to the same bits.
     """
 
     @property
     def every(self) -> int:
-        """Sums of a stretch; fewer at the end of an epoch."""
-
-    @property
-    def remembers(self) -> bool:
-        """Whether a shard keeps what it has not sent.
-
-        If it is lost with its worker, all go back to where the stretch began, and come to the same bits.
-        """
+        """Sums of a stretch; fewer at the end of an epoch. 1: shards keep nothing."""
 
     @property
     def code(self) -> Code:
         """Of what is sent: every node of the tree is rounded to its grid."""
+
+    @property
+    def last(self) -> Code:
+        """Of what is sent in the last sum of a stretch."""
 
     @property
     def change(self) -> Code:
@@ -100,17 +98,15 @@ class Stretches:
 
     Attributes
     ----------
-    remembers : bool
-        See :class:`Compression`.
     change : Code
     form : Form
     steps : int
     """
 
     def __init__(self, compression: Compression, layout: Layout, steps: int, rounds: int) -> None:
-        self.remembers, self.change, self.form = compression.remembers, compression.change, compression.form(layout)
-        self._code, self._every, self._size = compression.code, compression.every, layout.size
-        self.steps, self._rounds = steps, rounds
+        self.change, self.form = compression.change, compression.form(layout)
+        self._code, self._last, self._every = compression.code, compression.last, compression.every
+        self.steps, self._size, self._rounds = steps, layout.size, rounds
 
     def place(self, round: int) -> int:
         """Return how many sums of its stretch come before the one that begins with a round."""
@@ -122,19 +118,18 @@ class Stretches:
 
     def begins_to_keep(self, round: int) -> bool:
         """Return whether shards will keep something in the sum that begins with a round, having kept nothing."""
-        return self.remembers and not self.place(round) and not self.is_whole(round)
+        return not self.place(round) and not self.is_last(round)
 
-    def is_whole(self, round: int) -> bool:
+    def is_last(self, round: int) -> bool:
         """Return whether the sum that begins with a round ends its stretch."""
         return self.place(round) == self._every - 1 or round + self.steps >= self._rounds
 
     def sent(self, round: int) -> Sent:
         """Return what is sent in the sum that begins with a round."""
         place = self.place(round)
-        kept = place if self.remembers else 0
-        if self.is_whole(round):
-            return Sent(Plain(), self._size, kept)
-        return Sent(self._code, self.form.size(place), kept)
+        if self.is_last(round):
+            return Sent(self._last, self._size, place)
+        return Sent(self._code, self.form.size(place), place)
 
 
 def checked(compression: Any) -> Compression | None:

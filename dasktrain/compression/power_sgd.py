@@ -28,7 +28,7 @@ class PowerSGD:
     rank
         Columns, each of a byte a number.
     every
-        Sums from one that is whole to the next.
+        Sums from one that sends what was kept to the next, in int8 as well.
     """
 
     rank: int = 16
@@ -39,13 +39,13 @@ class PowerSGD:
         check_count("every", self.every)
 
     @property
-    def remembers(self) -> bool:
-        """A shard keeps what its columns leave out."""
-        return True
-
-    @property
     def code(self) -> Code:
         """Four columns take the bytes of one in float32, and leave out less; shards keep what is rounded away."""
+        return INT8
+
+    @property
+    def last(self) -> Code:
+        """A byte a number."""
         return INT8
 
     @property

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dasktrain.codes import BFloat16, Code, Scaled
-from dasktrain.compression import Form, check_count
+from dasktrain.codes import INT8, BFloat16, Code, Plain, Scaled
+from dasktrain.compression import Form
 from dasktrain.compression.whole import AsItIs
 from dasktrain.errors import BadInput
 from dasktrain.vector import Layout
+
+DTYPES: dict[str, Code] = {"bfloat16": BFloat16(), "float16": Scaled("float16"), "int8": INT8, "float32": Plain()}
 
 
 @dataclass(frozen=True)
@@ -18,28 +20,30 @@ class Rounding:
     ----------
     dtype
         ``"bfloat16"``, ``"float16"`` or ``"int8"``: 2 bytes a number, or 1. Of the latter two, 256 numbers share a
-        power of two as their scale, so that neither small nor large gradients are lost.
-    every
-        Sums from one that is whole to the next.
+        power of two as their scale, so that neither small nor large gradients are lost. ``"float32"``, which rounds
+        nothing, is there to compare with.
     """
 
-    dtype: Literal["bfloat16", "float16", "int8"] = "bfloat16"
-    every: int = 100
+    dtype: Literal["bfloat16", "float16", "int8", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("bfloat16", "float16", "int8"):
-            raise BadInput(f'dtype must be "bfloat16", "float16" or "int8", however it is {self.dtype!r}')
-        check_count("every", self.every)
+        if self.dtype not in DTYPES:
+            raise BadInput(f"dtype must be one of {list(DTYPES)}, however it is {self.dtype!r}")
 
     @property
-    def remembers(self) -> bool:
+    def every(self) -> int:
         """What is rounded away is forgotten."""
-        return False
+        return 1
 
     @property
     def code(self) -> Code:
         """Of the type."""
-        return BFloat16() if self.dtype == "bfloat16" else Scaled(self.dtype)
+        return DTYPES[self.dtype]
+
+    @property
+    def last(self) -> Code:
+        """Of the type."""
+        return self.code
 
     @property
     def change(self) -> Code:

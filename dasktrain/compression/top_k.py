@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasktrain.codes import Code, Signs, Sparse
+from dasktrain.codes import INT8, Code, Signs, Sparse
 from dasktrain.compression import Form, check_count
 from dasktrain.compression.whole import AsItIs
 from dasktrain.errors import BadInput
@@ -27,7 +27,7 @@ class TopK:
         Of all numbers, what is sent; each takes 6 bytes. Shards differ in which are their largest: a worker of several
         sends as many times more.
     every
-        Sums from one that is whole to the next.
+        Sums from one that sends what was kept to the next, in int8.
     """
 
     share: float = 0.01
@@ -39,14 +39,14 @@ class TopK:
         check_count("every", self.every)
 
     @property
-    def remembers(self) -> bool:
-        """A shard keeps what is not among its largest."""
-        return True
-
-    @property
     def code(self) -> Code:
         """Few of the numbers are not zero."""
         return Sparse()
+
+    @property
+    def last(self) -> Code:
+        """A byte a number."""
+        return INT8
 
     @property
     def change(self) -> Code:

@@ -197,12 +197,13 @@ def test_one_that_is_struck_in_a_round_changes_no_bit(
 
 
 def test_peers_meet_by_tls_on_a_cluster_that_has_it(wanted: str, came: Counter[tuple[int, int]]) -> None:
+    notes = Notes()
     with ExitStack() as ends:
         client = ends.enter_context(cluster_of(protocol="tls", security=Security.temporary()))
         ends.enter_context(dask.config.set({"dasktrain.shared-memory": False}))
         client.wait_for_workers(WORKERS, timeout=60)
-        assert fit(client, made(), reduction="sharded").digest == wanted
-    assert came == {(0, SHARDS): ROUNDS * BUCKETS}
+        assert fit(client, made(), notes, reduction="sharded").digest == wanted
+    assert came == {(0, SHARDS): ROUNDS * BUCKETS}, notes.told
 
 
 def test_another_way_is_refused() -> None:

@@ -38,7 +38,7 @@ def checkpoint(random: Random) -> None:
     saved = Saved.read(f"{URL}/run")
     state = TrainState(linear(table_schema()), SGD)
     run: Any = SimpleNamespace(cursor=Cursor(), history=History())
-    saved.restore(run, state, dt.GradientAveraging())
+    saved.restore(run, state, dt.GradientAveraging(), None)
 
 
 def result(random: Random) -> None:
