@@ -228,7 +228,7 @@ def test_numbers_of_the_settings_must_make_sense() -> None:
             dt.TopK(share)
     with pytest.raises(BadInput, match="rank must be a whole number"):
         dt.PowerSGD(0)
-    with pytest.raises(BadInput, match="dtype must be one of .*, however it is 'int4'"):
+    with pytest.raises(BadInput, match=r"dtype must be one of .*, however it is 'int4'"):
         dt.Rounding("int4")  # type: ignore[arg-type]
 
 
