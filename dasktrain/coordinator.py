@@ -11,7 +11,6 @@ from time import monotonic
 from dask.system import CPU_COUNT
 
 from dasktrain import buckets
-from dasktrain.codes import unpack
 from dasktrain.compression import Sent
 from dasktrain.config import seconds
 from dasktrain.doubles import Doubles
@@ -36,6 +35,7 @@ from dasktrain.fleet import Fleet
 from dasktrain.messages import Kind, Partial, State, Task
 from dasktrain.pace import Pace
 from dasktrain.reduce import NOT_FINITE, reduce
+from dasktrain.unpacker import unpacked
 from dasktrain.wire import Wire, failed
 
 #: seconds between looks at whether the run was asked to stop while no worker is there
@@ -207,8 +207,7 @@ class Coordinator:
     def _reduce(self, partials: list[Partial]) -> Partial:
         """Return the sum over all shards."""
         if self._sent is not None:
-            wide = [_unpacked(partial, self._sent) for partial in partials]
-            return reduce(wide, self._fleet.shards, self._each, self._sent.code)
+            return unpacked(partials, self._fleet.shards, self._sent, self._each)
         if not self._incoming:
             return reduce(partials, self._fleet.shards, self._each)
         total = reduce([replace(partial, vector=None) for partial in partials], self._fleet.shards)
@@ -352,7 +351,3 @@ class Coordinator:
                 f"one of [{bucket.start}, {bucket.stop}); report this"
             )
         self._incoming.add(bucket)
-
-
-def _unpacked(partial: Partial, sent: Sent) -> Partial:
-    return replace(partial, vector=None if partial.vector is None else unpack(partial.vector, sent.size))

@@ -272,7 +272,6 @@ class Driver:
                 break
             except RestLost:
                 yield from self._again(epoch, round)
-        total = self._widened(kind, round, total)
         check_weight(total, self.sums, f"{kind} round {round} of epoch {epoch}")
         self.state.parameters.check(total)
         return total
@@ -282,19 +281,12 @@ class Driver:
     def _message(self, ask: Ask) -> State:
         """Return what a round starts from."""
         following = self.following if ask.kind == "train" else None
-        return self.state.message() if following is None else following.message(ask.round)
+        return self.state.message() if following is None else following.message()
 
     def _sent(self, ask: Ask) -> Sent | None:
         """Return what vectors of a round are like, if they are packed."""
         following = self.following if ask.kind == "train" else None
         return None if following is None else following.stretches.sent(ask.round)
-
-    def _widened(self, kind: Kind, round: int, total: Partial) -> Partial:
-        """Return the gradient that stands in for what was sent."""
-        if self.following is None or kind != "train":
-            return total
-        with pinned(self.run.threads):
-            return self.following.whole(round, total)
 
     def _again(self, epoch: int, until: int) -> Asks:
         """Go back to where the stretch began, and come to a round of it again.
@@ -313,7 +305,7 @@ class Driver:
             try:
                 for round in range(first, until, steps):
                     total = yield Ask("train", epoch, round, 0, steps)
-                    self._apply(self._widened("train", round, total))
+                    self._apply(total)
                     self._schedule_round()
                 return
             except RestLost:

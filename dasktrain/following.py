@@ -1,16 +1,14 @@
-"""What workers are told of the parameters where it is made small, and what is made of what they send."""
+"""What workers are told of the parameters where it is made small."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from dasktrain.codes import INT8, Plain, pack, rounded
+from dasktrain.codes import Plain, pack, rounded
 from dasktrain.compression import Stretches
-from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, ModelError
-from dasktrain.messages import Partial, State, Vector
+from dasktrain.messages import State, Vector
 from dasktrain.players import Players
 from dasktrain.state import TrainState
 from dasktrain.topology import Reduction
@@ -38,23 +36,18 @@ class Following:
     """
 
     def __init__(self, stretches: Stretches, state: TrainState, memory: Memory) -> None:
-        self.stretches, self._form, self._state = stretches, stretches.form, state
+        self.stretches, self._state = stretches, state
         self._there = tensor_in(memory, state.parameters.layout.size, torch.float32).numpy()
         self._before = state.parameters.vector.numpy().copy()  # the step under way
         self._start_there = False  # workers, and not somewhere else
-        with pinned(1):  # whatever the driver has
-            self._first = self._common = self._form.first()
 
-    def message(self, round: int) -> State:
-        """Return what the sum that begins with a round starts from; once for each, in order."""
+    def message(self) -> State:
+        """Return what the next sum starts from; once for each step, in order."""
         state = self._state.whole()
         change = self._follow(state.parameters)
         if not self._start_there:
             change, self._start_there = NOTHING, True
-        if not self.stretches.place(round):
-            self._common = self._first
-        common = None if self.stretches.is_last(round) or not len(self._common) else pack(INT8, self._common.numpy())
-        return State(self._there, state.buffers, change=change, common=common)
+        return State(self._there, state.buffers, change=change)
 
     def _follow(self, parameters: Vector) -> Vector:
         """Have workers' parameters follow; return by what, packed."""
@@ -65,15 +58,6 @@ class Following:
         change = rounded(code, parameters - self._before)
         np.add(self._before, change, out=self._there)
         return pack(code, change)
-
-    def whole(self, round: int, total: Partial) -> Partial:
-        """Return the gradient that the sum of what was sent stands for; once for each round, in order."""
-        if total.vector is None or self.stretches.is_last(round):
-            return total
-        place, sent = self.stretches.place(round), torch.tensor(total.vector)
-        whole = self._form.whole(sent, place, self._common)
-        self._common = self._form.next(sent, place, self._common)
-        return replace(total, vector=whole.numpy())
 
     def stepped(self) -> None:
         """Take note of a step: the next starts from where workers are now."""

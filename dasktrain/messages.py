@@ -75,15 +75,12 @@ class State:
     change : Vector or None
         (any,) uint8, packed: what was added to the parameters of the state before; empty: they are anew. None: nobody
         keeps count of changes.
-    common : Vector or None
-        (any,) uint8, packed: what earlier rounds have taught of how to send gradients.
     """
 
     parameters: Vector
     buffers: Vector
     tables: tuple[Table, ...] = ()
     change: Vector | None = None
-    common: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +189,7 @@ def encode_way(way: Way) -> Header:
 
 def encode_ask(task: Task, state: State) -> tuple[Header, list[Vector]]:
     """Turn a task and its state into header and arrays."""
-    header: Header = {"task": _plain(task), "dtype": state.parameters.dtype.name}
-    if state.common is None:
-        return header, [state.parameters, state.buffers]
-    return {**header, "common": True}, [state.parameters, state.buffers, state.common]
+    return {"task": _plain(task), "dtype": state.parameters.dtype.name}, [state.parameters, state.buffers]
 
 
 @contextmanager
@@ -219,12 +213,8 @@ def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
     WireError
         They are not what `encode_ask` makes.
     """
-    parameters, buffers, *rest = frames
-    if len(rest) != ("common" in header):
-        raise ValueError(f"{len(rest)} arrays come after the buffers")
-    common = _array(rest[0], "uint8") if rest else None
-    state = State(_array(parameters, header["dtype"]), _array(buffers, "uint8"), common=common)
-    return _task(header["task"]), state
+    parameters, buffers = frames
+    return _task(header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
 
 
 @reading()

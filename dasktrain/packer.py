@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from dasktrain.accumulate import Flat, Gradients, Sum, parts
-from dasktrain.codes import pack, rounded, unpack
+from dasktrain.codes import pack, rounded
 from dasktrain.compression import Stretches
-from dasktrain.messages import Partial, Task, Vector
+from dasktrain.messages import Partial, Task
 from dasktrain.plan import Plan
+from dasktrain.reduce import Node, subtrees
 from dasktrain.vector import Layout
 
 
@@ -42,24 +43,26 @@ class Packer:
     """
 
     def __init__(self, stretches: Stretches, layout: Layout, sums: Layout, plan: Plan) -> None:
-        self._stretches, self._form = stretches, stretches.form
-        self._layout, self._sums, self._plan = layout, sums, plan
+        self._stretches, self._layout, self._sums, self._plan = stretches, layout, sums, plan
         self._rests: dict[int, _Rest] = {}
 
-    def begin(self, task: Task, common: Vector | None) -> bool:
+    def begin(self, task: Task) -> bool:
         """Begin with a sum; return whether all is known that its shards have kept until now."""
-        self._task, self._place = task, self._stretches.place(task.round)
-        self._is_last, self._code = self._stretches.is_last(task.round), self._stretches.sent(task.round).code
-        self._common = torch.empty(0)
-        if common is not None:  # a copy, which begins where torch's own tensors do
-            self._common = torch.tensor(unpack(common, self._form.common(self._place)))
+        self._task = task
+        self._sent, self._is_last = self._stretches.sent(task.round), self._stretches.is_last(task.round)
         self._rows = sum(self._plan.rows_of_round(task.round + done) for done in range(task.rounds))
         now = task.epoch, task.round
         self._rests = {shard: rest for shard, rest in self._rests.items() if (rest.epoch, rest.round) >= now}
-        if not self._place:
+        if not self._sent.kept:
             return True
         rests = [self._rests.get(shard) for shard in range(task.start, task.stop)]
         return all(rest is not None and (rest.epoch, rest.round) == now for rest in rests)
+
+    def nodes(self, task: Task) -> list[Node]:
+        """Return the nodes of the tree whose sums are sent."""
+        if self._sent.form.adds:
+            return list(subtrees(task.start, task.stop, self._plan.shards))
+        return [(shard, shard + 1) for shard in range(task.start, task.stop)]
 
     def forget(self, task: Task) -> None:
         """Keep nothing of a task's shards."""
@@ -70,7 +73,7 @@ class Packer:
         """Return what is sent of one shard's gradient, if there is something, and keep the rest."""
         scalars = np.zeros(self._sums.size) if found is None else found.scalars
         used = self._sums.views(scalars)["used"]
-        rest = self._rests.pop(shard, None) if self._place else None
+        rest = self._rests.pop(shard, None) if self._sent.kept else None
         vector = None if found is None or found.gradients is None else self._flat(found.gradients)
         if rest is not None and rest.vector is not None:
             np.maximum(used, rest.used, out=used)
@@ -82,13 +85,13 @@ class Packer:
         return None if sent is None else Sum([sent], scalars)
 
     def _sent_of(self, vector: Tensor) -> Tensor:
-        sent = vector if self._is_last else self._form.sent(vector, self._place, self._common)
-        return torch.from_numpy(rounded(self._code, sent.numpy()))
+        return self._rounded(self._sent.form.sent(vector))
+
+    def _rounded(self, vector: Tensor) -> Tensor:
+        return torch.from_numpy(rounded(self._sent.code, vector.numpy()))
 
     def _keep(self, shard: int, vector: Tensor | None, sent: Tensor | None, used: np.ndarray) -> None:
-        left = None
-        if vector is not None and sent is not None:
-            left = vector - self._form.whole(sent, self._place, self._common)
+        left = None if vector is None or sent is None else vector - self._sent.form.whole(sent)
         self._rests[shard] = _Rest(left, used, self._rows, self._task.epoch, self._task.round + self._task.rounds)
 
     def _flat(self, gradients: Flat | Gradients) -> Tensor:
@@ -102,14 +105,13 @@ class Packer:
     def add(self, left: Sum, right: Sum) -> Sum:
         """Return left + right, rounded."""
         left.scalars += right.scalars
-        total = _vector(left) + _vector(right)
-        return Sum([torch.from_numpy(rounded(self._code, total.numpy()))], left.scalars)
+        return Sum([self._rounded(_vector(left) + _vector(right))], left.scalars)
 
     def partial(self, start: int, stop: int, node: Sum | None) -> Partial:
         """Return the sum of a node, packed."""
         if node is None:
             return Partial(start, stop, None, None)
-        return Partial(start, stop, pack(self._code, _vector(node).numpy()), node.scalars)
+        return Partial(start, stop, pack(self._sent.code, _vector(node).numpy()), node.scalars)
 
 
 def _vector(node: Sum) -> Tensor:

@@ -225,13 +225,10 @@ class Replica:
             for shard in range(task.start, task.stop):
                 self._leaf(task, shard, suspicious=True)
         self._answered = task
-        node = self._at_once
         if task.kind == "train" and self._packer is not None:
-            if not self._packer.begin(task, state.common):
-                return ()
-            node = self._packed
-        elif task.kind == "train" and self._outgoing is not None:
-            node = self._in_buckets
+            known = self._packer.begin(task)
+            return tuple(self._packed(task, *place) for place in self._packer.nodes(task)) if known else ()
+        node = self._in_buckets if task.kind == "train" and self._outgoing is not None else self._at_once
         return tuple(node(task, *place) for place in subtrees(task.start, task.stop, self.job.plans[task.kind].shards))
 
     def _at_once(self, task: Task, start: int, stop: int) -> Partial:

@@ -34,6 +34,7 @@ LEVELS = (
         "job",
         "compression",
         "packer",
+        "unpacker",
         "following",
         "strategies",
         "inner",

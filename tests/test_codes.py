@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dasktrain.codes import BLOCK, CODES, BFloat16, Code, Plain, Scaled, Signs, Sparse, pack, rounded, unpack
+from dasktrain.codes import BLOCK, CODES, BFloat16, Code, Plain, Scaled, Sparse, Ternary, pack, rounded, unpack
 from dasktrain.errors import WireError
 
 HEAD = 16
 #: largest error of a number, of the largest of its block
 ERRORS = {BFloat16(): 2.0**-8, Scaled("float16"): 2.0**-11, Scaled("int8"): 2.0**-7, Plain(): 0.0, Sparse(): 0.0}
-BYTES = {BFloat16(): 2.0, Scaled("float16"): 2.0, Scaled("int8"): 1.0, Plain(): 4.0, Signs(): 1 / 8}
+BYTES = {BFloat16(): 2.0, Scaled("float16"): 2.0, Scaled("int8"): 1.0, Plain(): 4.0, Ternary(): 1 / 5}
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100)
 vectors = st.integers(0, 3 * BLOCK).flatmap(
     lambda size: arrays(np.float32, size, elements=st.one_of(st.just(0.0), st.just(-0.0), finite))
@@ -56,7 +56,7 @@ def test_the_error_is_that_of_the_type(code: Code, vector: np.ndarray) -> None:
 def test_bytes_are_those_of_the_type(code: Code) -> None:
     size = 1000 * BLOCK
     vector = np.random.default_rng(0).normal(size=size).astype(np.float32)
-    scales = 4 * 1000 if code == Signs() else 2 * 1000
+    scales = 4 * 1000 if code == Ternary() else 2 * 1000
     assert HEAD <= len(pack(code, code.nearest(vector))) - BYTES[code] * size <= HEAD + scales
 
 
@@ -69,14 +69,28 @@ def test_few_numbers_take_few_bytes_wherever_they_lie(gap: int, bytes_each: int)
     assert bits(unpack(packed, len(vector))) == bits(vector)
 
 
-def test_signs_keep_signs_and_the_mean_magnitude() -> None:
-    found = Signs().nearest(np.array([1.0, -2.0, 3.0, -6.0], dtype=np.float32))
-    assert found.tolist() == [3.0, -3.0, 3.0, -3.0]
+def test_signs_are_kept_of_numbers_above_half_of_the_magnitude() -> None:
+    found = Ternary().nearest(np.array([1.0, -2.0, 3.0, -6.0, 0.0], dtype=np.float32))  # 1.5 times their mean: 3.6
+    assert found.tolist() == pytest.approx([0.0, -3.6, 3.6, -3.6, 0.0])
+    assert not np.signbit(found[[0, 4]]).any()
+
+
+def test_what_is_left_out_of_normal_numbers_is_the_least() -> None:
+    """0.19 of their variance, as Max (1960) has it of three levels."""
+    vector = np.random.default_rng(0).normal(size=1000 * BLOCK).astype(np.float32)
+    assert np.var(vector - Ternary().nearest(vector)) == pytest.approx(0.19, abs=0.005)
+
+
+def test_bytes_of_no_five_signs_are_refused() -> None:
+    packed = pack(Ternary(), np.ones(10, dtype=np.float32))
+    packed[-1] = 243
+    with pytest.raises(WireError, match="must be what a code makes"):
+        unpack(packed, 10)
 
 
 def test_each_block_has_a_scale_of_its_own() -> None:
     vector = np.concatenate([np.full(BLOCK, 1e-20), np.full(BLOCK, 1e20)]).astype(np.float32)
-    for code in (Scaled("int8"), Scaled("float16"), Signs()):
+    for code in (Scaled("int8"), Scaled("float16"), Ternary()):
         np.testing.assert_allclose(code.nearest(vector), vector, rtol=0.01)
 
 

@@ -1,5 +1,6 @@
 """Compressed payloads: against a plain loop, to the bit, and over connections that carry them."""
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -14,7 +15,7 @@ from distributed import Client
 from torch import Tensor, nn
 
 import dasktrain as dt
-from dasktrain.codes import INT8, Signs
+from dasktrain.codes import INT8, Ternary
 from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, ModelError, NonFinite
 from dasktrain.plan import Plan, rows_only, shard_seed
@@ -41,23 +42,19 @@ def build() -> nn.Module:
 class Whole:
     """Sends gradients as they are."""
 
-    def begin(self) -> None:
-        pass
+    adds = True
 
-    def sent(self, gradient: Tensor, place: int) -> Tensor:
+    def sent(self, gradient: Tensor) -> Tensor:
         return gradient
 
-    def whole(self, sent: Tensor, place: int) -> Tensor:
+    def whole(self, sent: Tensor) -> Tensor:
         return sent
-
-    def learn(self, total: Tensor, place: int) -> None:
-        pass
 
 
 class Largest(Whole):
     """Sends 9 numbers of 105."""
 
-    def sent(self, gradient: Tensor, place: int) -> Tensor:
+    def sent(self, gradient: Tensor) -> Tensor:
         order = np.argsort(-gradient.abs().numpy(), kind="stable")[:9]
         found = torch.zeros_like(gradient)
         found[order] = gradient[order]
@@ -67,43 +64,36 @@ class Largest(Whole):
 class Columns(Whole):
     """PowerSGD of rank 1: both matrices are made smaller, both biases sent."""
 
-    def begin(self) -> None:
-        seeds = [torch.Generator().manual_seed(number) for number in range(2)]
-        self.bases = {
-            0: basis(torch.randn((12, 1), generator=seeds[0])),
-            2: basis(torch.randn((7, 1), generator=seeds[1])),
-        }
+    adds = False
 
-    def sent(self, gradient: Tensor, place: int) -> Tensor:
+    def sent(self, gradient: Tensor) -> Tensor:
         found = []
         for number, shape in enumerate(SHAPES):
             part = gradient[ENDS[number] : ENDS[number + 1]].reshape(shape)
             if len(shape) == 2:
-                part = torch.matmul(part.T if place % 2 else part, self.bases[number])
+                left = basis(part @ torch.randn((shape[1], 1), generator=torch.Generator().manual_seed(0)))
+                left = basis(part @ basis(part.T @ left))
+                right = part.T @ left
+                large, small = (math.frexp(float(side.abs().max()))[1] for side in (right, left))
+                half = (large - small) // 2
+                part = torch.cat([left * 2.0**half, right / 2.0**half])
             found.append(part.reshape(-1))
         return torch.cat(found)
 
-    def _parts(self, sent: Tensor, place: int) -> list[Tensor]:
-        sizes = [shape[place % 2] if len(shape) == 2 else shape[0] for shape in SHAPES]
-        return list(torch.split(sent, sizes))
-
-    def whole(self, sent: Tensor, place: int) -> Tensor:
+    def whole(self, sent: Tensor) -> Tensor:
+        sizes = [sum(shape) if len(shape) == 2 else shape[0] for shape in SHAPES]
         found = []
-        for number, part in enumerate(self._parts(sent, place)):
-            if number in self.bases:
-                pair = (part[:, None], self.bases[number])
-                left, right = pair[::-1] if place % 2 else pair
+        for part, shape in zip(torch.split(sent, sizes), SHAPES, strict=True):
+            if len(shape) == 2:
+                left, right = part[: shape[0], None], part[shape[0] :, None]
                 part = torch.matmul(left, right.T).reshape(-1)
             found.append(part)
         return torch.cat(found)
 
-    def learn(self, total: Tensor, place: int) -> None:
-        parts = self._parts(total, place)
-        self.bases = {number: basis(parts[number][:, None]) for number in self.bases}
-
 
 def basis(matrix: Tensor) -> Tensor:
-    return by(INT8, torch.linalg.qr(matrix).Q.reshape(-1)).reshape(matrix.shape)
+    found: Tensor = torch.linalg.qr(matrix).Q
+    return found
 
 
 def by(code: Any, vector: Tensor) -> Tensor:
@@ -115,7 +105,7 @@ def as_it_is(vector: Tensor) -> Tensor:
     return vector
 
 
-int8, signs = partial(by, INT8), partial(by, Signs())
+int8, ternary = partial(by, INT8), partial(by, Ternary())
 
 
 def bfloat16(vector: Tensor) -> Tensor:
@@ -153,26 +143,23 @@ def plain(kind: Whole, node: Rounder, last: Rounder, change: Rounder, every: int
             vector = gradient if vector is None else vector * ratio + gradient
         if vector is None:
             return None
-        sent = last(vector) if is_last else node(kind.sent(vector, place))
+        sent = last(vector) if is_last else node(kind.sent(vector))
+        whole = sent if is_last else kind.whole(sent)
         if not is_last:
-            rests[number] = vector - kind.whole(sent, place)
-        return [torch.tensor([len(mine)], dtype=torch.float64), sent]
+            rests[number] = vector - whole
+        return [torch.tensor([len(mine)], dtype=torch.float64), whole]
 
     for epoch in range(EPOCHS):  # noqa: B007 - shard() reads it
         for round in range(plan.rounds):
             place = round % every
             is_last = place == every - 1 or round == plan.rounds - 1
-            if place == 0:
-                kind.begin()
             there = flat(theirs) + change(flat(model) - flat(theirs))
             for part, start, stop in zip(theirs.parameters(), ENDS, ENDS[1:], strict=False):
                 part.data.copy_(there[start:stop].reshape(part.shape))
-            total = tree_sum(shard, 0, SHARDS, last if is_last else node)
+            total = tree_sum(shard, 0, SHARDS, last if is_last else node if kind.adds else as_it_is)
             assert total is not None
-            rows, sent = total
-            gradient = (sent if is_last else kind.whole(sent, place)) / float(rows)
-            if not is_last:
-                kind.learn(sent, place)
+            rows, gradient = total
+            gradient = gradient / float(rows)
             for part, start, stop in zip(parameters, ENDS, ENDS[1:], strict=False):
                 part.grad = gradient[start:stop].reshape(part.shape)
             optimizer.step()
@@ -180,10 +167,10 @@ def plain(kind: Whole, node: Rounder, last: Rounder, change: Rounder, every: int
 
 
 KINDS: dict[str, tuple[Any, Any]] = {
-    "whole": (dt.TopK(1.0, EVERY), (Whole(), as_it_is, int8, signs, EVERY)),
-    "largest": (dt.TopK(9 / 105, EVERY), (Largest(), as_it_is, int8, signs, EVERY)),
-    "columns": (dt.PowerSGD(1, EVERY), (Columns(), int8, int8, signs, EVERY)),
-    "columns, all of them": (dt.PowerSGD(1, 1), (Columns(), int8, int8, signs, 1)),
+    "whole": (dt.TopK(1.0, EVERY), (Whole(), as_it_is, int8, ternary, EVERY)),
+    "largest": (dt.TopK(9 / 105, EVERY), (Largest(), as_it_is, int8, ternary, EVERY)),
+    "columns": (dt.PowerSGD(1, EVERY), (Columns(), int8, int8, ternary, EVERY)),
+    "columns, all of them": (dt.PowerSGD(1, 1), (Columns(), int8, int8, ternary, 1)),
     "int8": (dt.Rounding("int8"), (Whole(), int8, int8, int8, 1)),
     "bfloat16": (dt.Rounding(), (Whole(), bfloat16, bfloat16, bfloat16, 1)),
 }

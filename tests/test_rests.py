@@ -12,21 +12,20 @@ import dask
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import dasktrain as dt
 import dasktrain.driver
+from dasktrain.codes import INT8, pack
 from dasktrain.compression import Stretches
 from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, NonFinite, WorkerLost
 from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Slow
 from dasktrain.fleet import Fleet
-from dasktrain.following import Following
 from dasktrain.messages import Answer, Failure, Partial, State, Task
 from dasktrain.replica import Replica
 from dasktrain.shipping import run_packed
-from dasktrain.state import TrainState
-from dasktrain.vector import plain_memory
+from dasktrain.unpacker import unpacked
+from dasktrain.vector import Layout, plain_memory
 from dasktrain.wire.lease import answered
 from dasktrain.wire.tables import Changes, Copy
 from tests.small import Watcher, fit, table
@@ -92,7 +91,7 @@ class Torn(dt.LocalWire):
         _, late, spare = self.workers
         if self.phase == 0 and task.round == 0 and worker == late:
             assert self._state is not None
-            self.phase, self.held, self.common = 1, task, self._state.common  # which came by the connection
+            self.phase, self.held = 1, task
             self._events.appendleft(Slow(late))
         elif self.phase == 1 and task.round == 1 and worker == spare:
             self.phase = 2
@@ -100,7 +99,7 @@ class Torn(dt.LocalWire):
             # Of round 0, from the parameters of round 1, as a lease does that finds its state changed meanwhile.
             channel: Any = SimpleNamespace(stale=False)
             respond: Any = Turning(self._replicas[late], channel)
-            answer = answered(channel, respond, self.held, replace(self._state, common=self.common))
+            answer = answered(channel, respond, self.held, self._state)
             assert isinstance(answer, Answer)
             self._events.appendleft(Left(spare, "it was killed"))
             self.release(spare)
@@ -165,16 +164,17 @@ def test_parameters_that_are_not_finite_end_the_run(compression: Any, bad: float
         trained(compression, optimizer=partial(Breaks, lr=0.1))
 
 
-def test_bases_do_not_depend_on_the_threads_of_the_driver() -> None:
-    module = nn.Linear(32_768, 64)
+def test_what_columns_stand_for_does_not_depend_on_the_threads_of_the_driver() -> None:
+    layout = Layout({"matrix": (32_768, 64)})
+    sent = Stretches(dt.PowerSGD(8), layout, 1, 10).sent(0)
+    columns = np.random.default_rng(0).normal(size=sent.form.size).astype(np.float32)
+    packed = pack(INT8, INT8.nearest(columns))
     found = set()
     for threads in (1, 4):
         with pinned(threads):
-            state = TrainState(module, partial(torch.optim.SGD, lr=0.1))
-            stretches = Stretches(dt.PowerSGD(8), state.parameters.gradient, 1, 10)
-            common = Following(stretches, state, plain_memory).message(0).common
-            assert common is not None
-            found.add(common.tobytes())
+            total = unpacked([Partial(0, 1, packed, np.ones(1))], 1, sent).vector
+            assert total is not None
+            found.add(total.tobytes())
     assert len(found) == 1
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dasktrain.codes import Signs, pack
+from dasktrain.codes import Ternary, pack
 from dasktrain.errors import WireError
 from dasktrain.messages import Header, State, Table, Task, Vector
 from dasktrain.optimizers import Optimizers
@@ -228,14 +228,15 @@ def test_every_worker_has_the_parameters_that_changes_lead_to(
     random, parameters = np.random.default_rng(0), np.zeros(600, dtype=np.float32)
     changes, copies, had = Changes(), [Copy() for _ in range(3)], dict[int, int]()
     for number, (anew, asked) in enumerate(rounds):
-        change = Signs().nearest(random.normal(size=600).astype(np.float32))
+        change = Ternary().nearest(random.normal(size=600).astype(np.float32))
         if anew or not number:
             parameters = random.normal(size=600).astype(np.float32)
             packed = np.empty(0, dtype=np.uint8)
         else:
-            parameters, packed = parameters + change, pack(Signs(), change)
-        common = random.integers(0, 255, 8).astype(np.uint8)
-        given_ = State(parameters, np.arange(3, dtype=np.uint8), change=packed, common=common)
+            parameters, packed = parameters + change, pack(Ternary(), change)
+        given_ = State(parameters, np.arange(3, dtype=np.uint8), change=packed)
+        if data.draw(st.booleans()):
+            changes.begin(replace(given_, change=None))  # a validation in between
         changes.begin(given_)
         for worker in sorted(asked):
             if data.draw(st.sampled_from([False, False, False, True])):
@@ -247,26 +248,24 @@ def test_every_worker_has_the_parameters_that_changes_lead_to(
             assert task == TASK
             assert found.parameters.tobytes() == parameters.tobytes()
             assert found.buffers.tobytes() == given_.buffers.tobytes()
-            assert found.common is not None
-            assert found.common.tobytes() == common.tobytes()
             few = len(packed) and had.get(worker) == number - 1
-            assert sum(map(len, frames)) == (len(packed) if few else parameters.nbytes) + 3 + 8
+            assert sum(map(len, frames)) == (len(packed) if few else parameters.nbytes) + 3
             had[worker] = number
 
 
-@pytest.mark.parametrize("frame", [b"", b"\0" * 16, bytes(pack(Signs(), np.ones(599, dtype=np.float32)))])
+@pytest.mark.parametrize("frame", [b"", b"\0" * 16, bytes(pack(Ternary(), np.ones(599, dtype=np.float32)))])
 def test_changes_of_other_parameters_are_refused(frame: bytes) -> None:
     copy, changes = Copy(), Changes()
     first = State(np.ones(600, dtype=np.float32), np.empty(0, np.uint8), change=np.empty(0, np.uint8))
     copy.decode(*sent(*changes.encode("w", TASK, first)))
-    header, _ = sent(*changes.encode("w", TASK, replace(first, change=pack(Signs(), first.parameters))))
+    header, _ = sent(*changes.encode("w", TASK, replace(first, change=pack(Ternary(), first.parameters))))
     assert not header["change"]  # of the same state
     with pytest.raises(WireError, match="must be what a code makes"):
         copy.decode({**header, "change": True}, [b"", b"", frame])
 
 
 def test_changes_of_nothing_are_refused() -> None:
-    packed = pack(Signs(), np.ones(600, dtype=np.float32))
+    packed = pack(Ternary(), np.ones(600, dtype=np.float32))
     header = {"task": list(astuple(TASK)), "dtype": "float32", "change": True}
     with pytest.raises(WireError, match="parameters that were sent before"):
         Copy().decode(header, [b"", b"", packed.tobytes()])

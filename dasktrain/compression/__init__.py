@@ -6,34 +6,30 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dasktrain.codes import Code
+from dasktrain.compression.whole import AsItIs
 from dasktrain.errors import BadInput
 from dasktrain.vector import Layout
 
 
 class Form(Protocol):
-    """How gradients (size,) become what is sent, and back; what is sent is summed in the tree.
+    """How gradients (size,) become what is sent, and back."""
 
-    `place` is that of a sum in its stretch; `common` is what the sums before it have taught, which the driver and all
-    shards have: numbers of an int8 grid, which are sent along with the parameters.
-    """
+    @property
+    def size(self) -> int:
+        """Numbers that are sent."""
 
-    def first(self) -> Tensor:
-        """Return what all have in common when a stretch begins."""
+    @property
+    def adds(self) -> bool:
+        """Whether a sum of what is sent stands for a sum of gradients.
 
-    def size(self, place: int) -> int:
-        """Return how many numbers are sent."""
+        If not, what each shard sends is sent by itself, and the driver adds up gradients.
+        """
 
-    def common(self, place: int) -> int:
-        """Return how many numbers all have in common."""
-
-    def sent(self, gradient: Tensor, place: int, common: Tensor) -> Tensor:
+    def sent(self, gradient: Tensor) -> Tensor:
         """Return what is sent of a gradient; perhaps itself."""
 
-    def whole(self, sent: Tensor, place: int, common: Tensor) -> Tensor:
-        """Return the gradient (size,) that something sent, or a sum of such, stands for; perhaps itself."""
-
-    def next(self, total: Tensor, place: int, common: Tensor) -> Tensor:
-        """Return what all have in common in the next round, from the sum of what was sent in this one."""
+    def whole(self, sent: Tensor) -> Tensor:
+        """Return the gradient (size,) that something sent stands for; perhaps itself."""
 
 
 class Compression(Protocol):
@@ -71,16 +67,16 @@ class Sent:
 
     Attributes
     ----------
+    form : Form
+        What shards' gradients have become.
     code : Code
         That they are packed by.
-    size : int
-        Numbers of each.
     kept : int
         Of so many sums before it shards have kept something.
     """
 
+    form: Form
     code: Code
-    size: int
     kept: int
 
 
@@ -99,14 +95,14 @@ class Stretches:
     Attributes
     ----------
     change : Code
-    form : Form
     steps : int
     """
 
     def __init__(self, compression: Compression, layout: Layout, steps: int, rounds: int) -> None:
-        self.change, self.form = compression.change, compression.form(layout)
-        self._code, self._last, self._every = compression.code, compression.last, compression.every
-        self.steps, self._size, self._rounds = steps, layout.size, rounds
+        self.change, self.steps = compression.change, steps
+        self._sent = compression.form(layout), compression.code
+        self._last = AsItIs(layout.size), compression.last
+        self._every, self._rounds = compression.every, rounds
 
     def place(self, round: int) -> int:
         """Return how many sums of its stretch come before the one that begins with a round."""
@@ -126,10 +122,8 @@ class Stretches:
 
     def sent(self, round: int) -> Sent:
         """Return what is sent in the sum that begins with a round."""
-        place = self.place(round)
-        if self.is_last(round):
-            return Sent(self._last, self._size, place)
-        return Sent(self._code, self.form.size(place), place)
+        form, code = self._last if self.is_last(round) else self._sent
+        return Sent(form, code, self.place(round))
 
 
 def checked(compression: Any) -> Compression | None:

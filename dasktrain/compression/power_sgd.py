@@ -6,32 +6,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dasktrain.codes import INT8, Code, Signs
+from dasktrain.codes import INT8, Code, Ternary
 from dasktrain.compression import Form, check_count
 from dasktrain.vector import Layout
+
+#: power iterations: after the second, columns are nearly those of the largest singular values
+ITERATIONS = 2
 
 
 @dataclass(frozen=True)
 class PowerSGD:
     """Send a few columns in place of a matrix, in int8; keep what they leave out, and add it to the next.
 
-    A gradient M (m, n) is near to ``P Q^T`` with P (m, rank) and Q (n, rank). Sums go turn about: of ``M Q``, whose
-    orthonormal basis is the next P, and of ``M^T P``, whose basis is the next Q; so each is one message, and what is
-    sent is linear in M and sums to the same bits in the tree. Vectors, and matrices that this would not make smaller,
-    are sent as they are; of more dimensions the first is m and the others are n. (Vogels, Karimireddy, Jaggi, 2019,
-    "PowerSGD", arXiv 1905.13727; turn about: Zhang et al., 2023, "Evaluation and Optimization of Gradient Compression
-    for Distributed Deep Learning", arXiv 2306.08881.) Workers learn of the parameters by the signs of their changes,
-    see `dasktrain.codes.Signs`.
+    A gradient M (m, n) is near to ``P Q^T``, with P (m, rank) an orthonormal basis of ``M Q`` for some Q, and Q
+    (n, rank) then ``M^T P``. (Vogels, Karimireddy, Jaggi, 2019, "PowerSGD", arXiv 1905.13727.) There all workers share
+    one P, which takes two messages a round; here each shard has its own, as near to its own M as power iterations make
+    it (Halko, Martinsson, Tropp, 2011, "Finding Structure with Randomness", arXiv 0909.4061), and the driver adds up
+    what they stand for. Vectors, and matrices that this would not make smaller, are sent as they are; of more
+    dimensions the first is m and the others are n. Workers learn of the parameters by `dasktrain.codes.Ternary`.
 
     Parameters
     ----------
     rank
-        Columns, each of a byte a number.
+        Columns, each of a byte a number. A worker of several shards sends as many times more.
     every
         Sums from one that sends what was kept to the next, in int8 as well.
     """
 
-    rank: int = 16
+    rank: int = 8
     every: int = 100
 
     def __post_init__(self) -> None:
@@ -50,8 +52,8 @@ class PowerSGD:
 
     @property
     def change(self) -> Code:
-        """One bit a number."""
-        return Signs()
+        """Five numbers a byte."""
+        return Ternary()
 
     def form(self, layout: Layout) -> Form:
         """Return what knows its matrices."""
@@ -59,76 +61,62 @@ class PowerSGD:
 
 
 class _Columns:
-    """Send M Q and M^T P by turns, of each matrix M of a layout.
+    """Send P and Q of each matrix of a layout.
 
     Tensors must begin at multiples of 64 bytes, as torch's own do: kernels may give other bits elsewhere.
     """
 
+    adds = False
+
     def __init__(self, layout: Layout, rank: int) -> None:
-        self._layout = layout
+        self._layout, self._rank = layout, rank
         sides = {name: (shape[0], math.prod(shape[1:])) for name, shape in layout.shapes.items() if len(shape) > 1}
-        self._matrices = {name: (m, n) for name, (m, n) in sides.items() if rank * max(m, n) < m * n}
-        columns = [{name: (side[turn], rank) for name, side in self._matrices.items()} for turn in (0, 1)]
-        #: by turn: of what is sent, and of the basis that it is made with
-        self._sent = [Layout({**layout.shapes, **columns[turn]}) for turn in (0, 1)]
-        self._bases = [Layout(columns[1 - turn]) for turn in (0, 1)]
+        self._matrices = {name: (m, n) for name, (m, n) in sides.items() if rank * (m + n) < m * n}
+        columns = {name: (m + n, rank) for name, (m, n) in self._matrices.items()}  # P above Q
+        self._sent = Layout({**layout.shapes, **columns})
+        self.size = self._sent.size
 
-    def first(self) -> Tensor:
-        """Return Q, which is random: no gradient is orthogonal to all of it."""
-        bases = torch.empty(self._bases[0].size)
-        for number, basis in enumerate(self._bases[0].views(bases).values()):
-            basis.copy_(_basis(torch.randn(basis.shape, generator=torch.Generator().manual_seed(number))))
-        return _rounded(bases)
-
-    def size(self, place: int) -> int:
-        """Return how many numbers columns and vectors have."""
-        return self._sent[place % 2].size
-
-    def common(self, place: int) -> int:
-        """Return how many numbers all bases have."""
-        return self._bases[place % 2].size
-
-    def sent(self, gradient: Tensor, place: int, common: Tensor) -> Tensor:
+    def sent(self, gradient: Tensor) -> Tensor:
         """Return columns, and vectors as they are."""
-        turn = place % 2
-        sent = torch.empty(self.size(place), dtype=gradient.dtype)
-        views, bases = self._sent[turn].views(sent), self._bases[turn].views(common)
+        if not torch.isfinite(gradient).all():
+            return torch.full((self.size,), torch.nan)  # which is refused
+        sent = torch.empty(self.size)
+        views = self._sent.views(sent)
         for name, part in self._layout.views(gradient).items():
             if name in self._matrices:
-                matrix = part.reshape(self._matrices[name])
-                torch.matmul(matrix.T if turn else matrix, bases[name], out=views[name])
+                torch.cat(self._columns(part.reshape(self._matrices[name])), out=views[name])
             else:
                 views[name].copy_(part)
         return sent
 
-    def whole(self, sent: Tensor, place: int, common: Tensor) -> Tensor:
+    def _columns(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Return P (m, rank) and Q (n, rank)."""
+        right = torch.randn((matrix.shape[1], self._rank), generator=torch.Generator().manual_seed(0))
+        for iteration in range(ITERATIONS):
+            left = _basis(matrix @ (_basis(right) if iteration else right))
+            right = matrix.T @ left
+        half = (_exponent(right) - _exponent(left)) // 2  # so that numbers of both are on one grid
+        return left * 2.0**half, right * 2.0**-half
+
+    def whole(self, sent: Tensor) -> Tensor:
         """Return the matrices that columns stand for."""
-        turn = place % 2
-        whole = torch.empty(self._layout.size, dtype=sent.dtype)
-        views, bases = self._layout.views(whole), self._bases[turn].views(common)
-        for name, part in self._sent[turn].views(sent).items():
+        whole = torch.empty(self._layout.size)
+        views = self._layout.views(whole)
+        for name, part in self._sent.views(sent).items():
             if name in self._matrices:
-                left, right = (bases[name], part) if turn else (part, bases[name])
-                torch.matmul(left, right.T, out=views[name].view(self._matrices[name]))
+                m, n = self._matrices[name]
+                torch.matmul(part[:m], part[m:].T, out=views[name].view(m, n))
             else:
                 views[name].copy_(part)
         return whole
-
-    def next(self, total: Tensor, place: int, common: Tensor) -> Tensor:
-        """Return orthonormal bases of the columns."""
-        turn = place % 2
-        bases, sent = torch.empty(self._bases[1 - turn].size), self._sent[turn].views(total)
-        for name, basis in self._bases[1 - turn].views(bases).items():
-            basis.copy_(_basis(sent[name]))
-        return _rounded(bases)
-
-
-def _rounded(bases: Tensor) -> Tensor:
-    """Return the numbers that can be sent in int8: a basis that is nearly orthonormal does as well."""
-    return torch.from_numpy(INT8.nearest(bases.numpy()))
 
 
 def _basis(columns: Tensor) -> Tensor:
     """Return an orthonormal basis of a space that holds some columns (m, rank): (m, rank)."""
     basis: Tensor = torch.linalg.qr(columns).Q
     return basis
+
+
+def _exponent(columns: Tensor) -> int:
+    """Return that of the largest number."""
+    return int(torch.frexp(columns.abs().max()).exponent)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasktrain.codes import INT8, Code, Signs, Sparse
+from dasktrain.codes import INT8, Code, Sparse, Ternary
 from dasktrain.compression import Form, check_count
 from dasktrain.compression.whole import AsItIs
 from dasktrain.errors import BadInput
@@ -18,8 +18,7 @@ class TopK:
     """Send the largest numbers of a shard's gradient; keep the rest, and add it to the next.
 
     (Stich, Cordonnier, Jaggi, 2018, "Sparsified SGD with Memory", arXiv 1809.07599; Lin et al., 2018, "Deep Gradient
-    Compression", arXiv 1712.01887.) Workers learn of the parameters by the signs of their changes, see
-    `dasktrain.codes.Signs`.
+    Compression", arXiv 1712.01887.) Workers learn of the parameters by `dasktrain.codes.Ternary`.
 
     Parameters
     ----------
@@ -50,8 +49,8 @@ class TopK:
 
     @property
     def change(self) -> Code:
-        """One bit a number."""
-        return Signs()
+        """Five numbers a byte."""
+        return Ternary()
 
     def form(self, layout: Layout) -> Form:
         """Return what chooses among all parameters."""
@@ -65,7 +64,7 @@ class _Largest(AsItIs):
         super().__init__(size)
         self._count = count
 
-    def sent(self, gradient: Tensor, place: int, common: Tensor) -> Tensor:
+    def sent(self, gradient: Tensor) -> Tensor:
         """Return the largest; of those that are as large as the least of them, the first."""
         if not torch.isfinite(gradient).all():
             return gradient  # which is refused

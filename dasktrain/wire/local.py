@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -116,7 +115,7 @@ class LocalWire:
             copy = self._states[worker] = State(np.empty_like(state.parameters), np.empty_like(state.buffers))
         copy.parameters[:] = state.parameters
         copy.buffers[:] = state.buffers
-        return replace(copy, common=state.common)
+        return copy
 
     def events(self, timeout: float) -> list[Event]:
         """Return what happened; there is nothing to wait for."""

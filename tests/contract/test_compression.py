@@ -12,7 +12,7 @@ from torch import nn
 
 import dasktrain as dt
 from dasktrain.accumulate import Sum
-from dasktrain.codes import INT8, pack, unpack
+from dasktrain.codes import unpack
 from dasktrain.compression import Compression, Stretches
 from dasktrain.events import Left
 from dasktrain.messages import Task
@@ -175,42 +175,32 @@ def test_nothing_of_a_shard_is_lost_in_a_stretch(make: Any) -> None:
     if compression.every == 1:
         pytest.skip("it says that it forgets")
     stretches = Stretches(compression, LAYOUT, 1, PLAN.rounds)
-    packer, form = Packer(stretches, LAYOUT, SUMS, PLAN), stretches.form
-    rng, common = np.random.default_rng(0), form.first()
+    packer, rng = Packer(stretches, LAYOUT, SUMS, PLAN), np.random.default_rng(0)
     gone, came = np.zeros(LAYOUT.size), np.zeros(LAYOUT.size)
     for round in range(4):
-        assert packer.begin(Task("", "train", 0, round, 1, 2), pack(INT8, common.numpy()))
+        assert packer.begin(Task("", "train", 0, round, 1, 2))
         gradient = torch.from_numpy(rng.normal(size=LAYOUT.size).astype(np.float32))
         gone += gradient.numpy()
         found = packer.leaf(1, Sum(list(LAYOUT.views(gradient).values()), np.ones(SUMS.size)))
-        packed = packer.partial(1, 2, found).vector
+        packed, form = packer.partial(1, 2, found).vector, stretches.sent(round).form
         assert packed is not None
-        sent = torch.from_numpy(unpack(packed, stretches.sent(round).size))
-        came += (sent if stretches.is_last(round) else form.whole(sent, round, common)).numpy()
+        sent = torch.from_numpy(unpack(packed, form.size))
+        came += form.whole(sent).numpy()
         assert (round == 3) == np.allclose(came, gone, rtol=0, atol=float(sent.abs().max()) / 128)
-        if round < 3:
-            common = form.next(sent, round, common)
 
 
 def test_it_says_how_much_is_sent(make: Any) -> None:
-    form, common = make(4).form(LAYOUT), make(4).form(LAYOUT).first()
-    for place in range(3):
-        sent = form.sent(torch.ones(LAYOUT.size), place, common)
-        assert len(sent) == form.size(place)
-        assert form.whole(sent, place, common).shape == (LAYOUT.size,)
-        common = form.next(sent, place, common)
+    form = make(4).form(LAYOUT)
+    sent = form.sent(torch.ones(LAYOUT.size))
+    assert len(sent) == form.size
+    assert form.whole(sent).shape == (LAYOUT.size,)
 
 
-def test_sums_of_what_is_sent_stand_for_sums(make: Any) -> None:
+def test_sums_of_what_is_sent_stand_for_sums_or_it_says_that_they_do_not(make: Any) -> None:
     """So that the driver can make gradients of the tree's sum, whoever added it up."""
     form = make(4).form(LAYOUT)
-    if form.size(0) == LAYOUT.size:
-        pytest.skip("it sends gradients of their own size, which stand for themselves")
-    common = form.first()
-    one, other = (form.sent(torch.randn(LAYOUT.size), 0, common) for _ in range(2))
-    together, apart = form.whole(one + other, 0, common), form.whole(one, 0, common) + form.whole(other, 0, common)
-    torch.testing.assert_close(together, apart)
-    assert not torch.allclose(together, torch.zeros(LAYOUT.size))
+    one, other = (form.sent(torch.randn(LAYOUT.size)) for _ in range(2))
+    assert torch.allclose(form.whole(one + other), form.whole(one) + form.whole(other)) == form.adds
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])
