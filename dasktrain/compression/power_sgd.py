@@ -33,7 +33,7 @@ class PowerSGD:
         Sums from one that sends what was kept to the next, in int8 as well.
     """
 
-    rank: int = 8
+    rank: int = 12
     every: int = 100
 
     def __post_init__(self) -> None:
