@@ -22,9 +22,10 @@ class Checkpoint(Observer):
     """Write everything that is needed to go on, now and then and at the end; ``fit(resume=url)`` reads it.
 
     Parameters, buffers, optimizer, scheduler, the strategy's and the observers' state, how far the run has come, its
-    history, encoders, and fingerprints of plan and data. A copy is taken between two rounds and written beside the
-    round that follows, each checkpoint whole or not at all. That round's end waits for it, so that never more than an
-    interval is lost; or an interval and a stretch, where payloads are compressed and checkpoints wait for its end.
+    history, encoders, and fingerprints of plan and data; where payloads are compressed, what workers have of the
+    parameters. A copy is taken between two rounds and written beside the round that follows, each checkpoint whole or
+    not at all. That round's end waits for it, so that never more than an interval is lost; or an interval and a
+    stretch, where payloads are compressed and checkpoints wait for its end.
 
     Parameters
     ----------

@@ -19,6 +19,8 @@ BLOCK = 256
 _HEAD = struct.Struct("<B7xQ")
 #: scales below are of no use to anybody, and would make numbers that float32 has not
 _SMALLEST = -100
+#: the exponent of the largest float32, and one more for what is rounded up
+_LARGEST = 129
 
 
 class Code(Protocol):
@@ -93,6 +95,8 @@ class Scaled:
     def read(self, body: Vector, size: int) -> Vector:
         """Scale them."""
         exponents, numbers = _arrays(body, (np.int16, _count(size)), (np.dtype(self.dtype), size))
+        if not ((exponents >= _SMALLEST) & (exponents <= _LARGEST)).all():
+            raise ValueError("some scales are out of range")
         return self._wide(exponents, numbers)
 
     def _narrow(self, vector: Vector) -> tuple[Vector, Vector]:
@@ -144,50 +148,45 @@ class Sparse:
 class Ternary:
     """Of each number of a block its sign times one magnitude, or 0: five numbers take a byte.
 
-    The magnitude is 1.5 of the mean, and what is less than half of it is 0, which is nearest to numbers of a normal
-    distribution. (Max, 1960, "Quantizing for Minimum Distortion".)
+    Numbers below three quarters of the mean are 0, and the magnitude is the mean of all others, which is nearly nearest
+    to numbers of a normal distribution, however few are large. (Max, 1960, "Quantizing for Minimum Distortion"; Li,
+    Zhang, Liu, 2016, "Ternary Weight Networks", arXiv 1605.04711.)
     """
 
     def nearest(self, vector: Vector) -> Vector:
         """Keep signs of what is large."""
-        scales = self._scales(vector)
-        return self._wide(self._signs(vector, scales), scales)
+        return self._wide(*self._narrow(vector))
 
     def write(self, vector: Vector) -> list[Vector]:
         """Take 8 bits for five numbers, and 4 bytes a block."""
-        scales = self._scales(vector)
-        digits = np.zeros(-(-len(vector) // 5) * 5, dtype=np.uint8)
-        digits[: len(vector)] = self._signs(vector, scales) + 1
-        return [scales, digits.reshape(-1, 5) @ _POWERS]
+        signs, magnitudes = self._narrow(vector)
+        digits = np.ones(-(-len(vector) // 5) * 5, dtype=np.uint8)
+        digits[: len(vector)] += signs.view(np.uint8)  # -1 wraps around
+        return [magnitudes, digits.reshape(-1, 5) @ _POWERS]
 
     def read(self, body: Vector, size: int) -> Vector:
         """Give each number its sign and magnitude."""
-        scales, packed = _arrays(body, (np.float32, _count(size)), (np.uint8, -(-size // 5)))
-        return self._wide(_SIGNS[packed].reshape(-1)[:size], scales)
+        magnitudes, packed = _arrays(body, (np.float32, _count(size)), (np.uint8, -(-size // 5)))
+        if not (np.isfinite(magnitudes) & (magnitudes >= 0)).all():
+            raise ValueError("some magnitudes are none")
+        return self._wide(_SIGNS[packed].reshape(-1)[:size], magnitudes)
 
     @staticmethod
-    def _scales(vector: Vector) -> Vector:
-        """Return (blocks,) float32; that of a block which is on a grid is what it was."""
-        sizes = np.abs(_blocks(vector))
-        largest = sizes.max(axis=1, initial=0.0)
-        counts = np.full(len(sizes), BLOCK)
-        counts[-1:] -= -len(vector) % BLOCK
-        fitting = np.minimum(1.5 * sizes.sum(axis=1, dtype=np.float64) / counts, np.finfo(np.float32).max)
-        is_ternary = ((sizes == 0) | (sizes == largest[:, None])).all(axis=1)
-        scales: Vector = np.where(is_ternary, largest, fitting).astype(np.float32)
-        return scales
-
-    @staticmethod
-    def _signs(vector: Vector, scales: Vector) -> Vector:
-        """Return -1, 0 or 1 of each number, (size,) int8."""
+    def _narrow(vector: Vector) -> tuple[Vector, Vector]:
+        """Return signs (size,) int8, -1, 0 or 1, and magnitudes (blocks,) float32."""
         blocks = _blocks(vector)
-        large = np.abs(blocks) > scales[:, None] / 2
-        signs: Vector = np.where(large, np.sign(blocks), 0.0).astype(np.int8).reshape(-1)[: len(vector)]
-        return signs
+        sizes, counts = np.abs(blocks), np.full(len(blocks), BLOCK)
+        counts[-1:] -= -len(vector) % BLOCK
+        large = sizes > 0.75 * sizes.mean(axis=1, dtype=np.float64)[:, None] * (BLOCK / counts[:, None])
+        # Sums in float64 of 256 equal float32 are exact, and so are their means: what is on a grid stays there.
+        sums = np.where(large, sizes, 0.0).sum(axis=1, dtype=np.float64)
+        magnitudes = sums / np.maximum(large.sum(axis=1), 1)
+        signs = np.where(large, np.sign(blocks), 0.0).astype(np.int8).reshape(-1)[: len(vector)]
+        return signs, magnitudes.astype(np.float32)
 
     @staticmethod
-    def _wide(signs: Vector, scales: Vector) -> Vector:
-        vector: Vector = (_blocks(signs) * scales[:, None]).reshape(-1)[: len(signs)]
+    def _wide(signs: Vector, magnitudes: Vector) -> Vector:
+        vector: Vector = (_blocks(signs) * magnitudes[:, None]).reshape(-1)[: len(signs)]
         return vector + np.float32(0.0)  # no number is -0.0
 
 

@@ -330,6 +330,11 @@ class Coordinator:
         if not self._fleet.lacks(task):
             return []
         if not answer.partials:
+            if self._sent is None or not self._sent.kept:
+                raise ReductionError(
+                    f"Worker {answered.worker} must send sums of shards {task.start} to {task.stop - 1}, however it "
+                    "sent none; report this"
+                )
             self._lacks_rests = True
             return []
         ended = monotonic() - self._begun

@@ -123,6 +123,7 @@ class Driver:
     def __post_init__(self) -> None:
         self._epoch_started = perf_counter()
         self._attempts = 0  # at going on from where a stretch began: answers to one are none to the next
+        self._start: _Start | None = None
         self._schedule: Schedule | None = None
         if self.inner is not None:
             self._schedule = Schedule(self.inner, copy.deepcopy(self.state.module), self.plan.rounds)
@@ -154,6 +155,8 @@ class Driver:
                 observer.start(self.run)
                 if self.saved is not None:
                     self.saved.hand_back(place, observer)
+            if self.following is not None and self.saved is None:
+                self.following.begin()  # observers may have changed parameters
             yield from self._rounds()
 
     def _end_observer(self, observer: Observer) -> None:
@@ -203,6 +206,7 @@ class Driver:
         state, cursor = self.state, self.run.cursor
         started, rounds = perf_counter(), self._rounds_at_once
         if self.following is not None and self.following.stretches.begins_to_keep(cursor.round):
+            self._start = None  # or there would be two for a moment
             self._start = _Start.of(self.run, state, self.strategy, self.following)
         sums, parts, figures = yield from self._turn(0)
         for turn in range(1, len(self.players.turns)):
@@ -294,6 +298,7 @@ class Driver:
         Then shards have kept what they had. Its records are what they were, so nobody is told of them twice.
         """
         assert self.following is not None
+        assert self._start is not None
         stretches = self.following.stretches
         first, steps = stretches.first(until), stretches.steps
         told = f"rounds {first} to {until} of epoch {epoch} are done again, for what was lost with a worker"

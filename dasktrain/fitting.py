@@ -92,14 +92,14 @@ class Needs:
     def driver(self, workers: int) -> int:
         """Bytes on the driver: parameters, their gradient, the sums of the tree under way, the optimizer's state.
 
-        And, where what is sent is made small, what workers have of the parameters, and a copy of it and the state.
+        And, where what is sent is made small, all workers' sums at once, what they have of the parameters, now and
+        before, and a copy of that and of the state.
         """
         state = self.parameters + self.optimizer + self.buffers
-        small = 0
-        if self.compression is not None:
-            copied = state + self.parameters if self.compression.every > 1 else 0
-            small = self.parameters + copied
-        return state + (1 + workers.bit_length()) * self.parameters + small
+        if self.compression is None:
+            return state + (1 + workers.bit_length()) * self.parameters
+        copied = state + self.parameters if self.compression.every > 1 else 0
+        return state + (1 + workers + 2) * self.parameters + copied
 
 
 @dataclass(frozen=True)

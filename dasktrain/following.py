@@ -38,15 +38,20 @@ class Following:
     def __init__(self, stretches: Stretches, state: TrainState, memory: Memory) -> None:
         self.stretches, self._state = stretches, state
         self._there = tensor_in(memory, state.parameters.layout.size, torch.float32).numpy()
-        self._before = state.parameters.vector.numpy().copy()  # the step under way
-        self._start_there = False  # workers, and not somewhere else
+        self._before = np.empty_like(self._there)  # the step under way
+        self.begin()
+
+    def begin(self) -> None:
+        """Have workers begin where parameters are now."""
+        self._before[:] = self._state.parameters.vector.numpy()
+        self._know_where = False  # workers, where they are
 
     def message(self) -> State:
         """Return what the next sum starts from; once for each step, in order."""
         state = self._state.whole()
         change = self._follow(state.parameters)
-        if not self._start_there:
-            change, self._start_there = NOTHING, True
+        if not self._know_where:
+            change, self._know_where = NOTHING, True
         return State(self._there, state.buffers, change=change)
 
     def _follow(self, parameters: Vector) -> Vector:
@@ -64,13 +69,13 @@ class Following:
         self._before[:] = self._there
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where workers were when the step was done that was the last, of a stretch."""
+        """Return where workers were for the latest step that is done."""
         return {"parameters": torch.tensor(self._before)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Have workers be where they were: what they are sent next is whole."""
         self._before[:] = state["parameters"].numpy()
-        self._start_there = False
+        self._know_where = False
 
 
 def check_compression(state: TrainState, players: Players, reduction: Reduction) -> None:

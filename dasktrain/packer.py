@@ -9,6 +9,7 @@ from torch import Tensor
 from dasktrain.accumulate import Flat, Gradients, Sum, parts
 from dasktrain.codes import pack, rounded
 from dasktrain.compression import Stretches
+from dasktrain.domain import make_up
 from dasktrain.messages import Partial, Task
 from dasktrain.plan import Plan
 from dasktrain.reduce import Node, subtrees
@@ -58,6 +59,12 @@ class Packer:
         rests = [self._rests.get(shard) for shard in range(task.start, task.stop)]
         return all(rest is not None and (rest.epoch, rest.round) == now for rest in rests)
 
+    def trial(self) -> Tensor:
+        """Return what is sent of a made-up gradient."""
+        gradient = torch.empty(self._layout.size)
+        make_up(self._layout.views(gradient).values())
+        return self._stretches.sent(0).form.sent(gradient)
+
     def nodes(self, task: Task) -> list[Node]:
         """Return the nodes of the tree whose sums are sent."""
         if self._sent.form.adds:
@@ -91,7 +98,7 @@ class Packer:
         return torch.from_numpy(rounded(self._sent.code, vector.numpy()))
 
     def _keep(self, shard: int, vector: Tensor | None, sent: Tensor | None, used: np.ndarray) -> None:
-        left = None if vector is None or sent is None else vector - self._sent.form.whole(sent)
+        left = None if vector is None or sent is None else vector - self._sent.form.gradient(sent)
         self._rests[shard] = _Rest(left, used, self._rows, self._task.epoch, self._task.round + self._task.rounds)
 
     def _flat(self, gradients: Flat | Gradients) -> Tensor:

@@ -172,6 +172,8 @@ class Replica:
             )
             rows = (as_tensor(part) for each in touched for part in (each.rows, each.values))
             found += [loss, *(gradient for gradient in gradients if gradient is not None), *rows]
+        if self._packer is not None:
+            found.append(self._packer.trial())
         return found
 
     def _divided(self, gradients: list[Tensor | None]) -> tuple[list[Tensor | None], tuple[Touched, ...]]:

@@ -50,7 +50,7 @@ class Cursor:
     wished : bool
         Whether an observer asked to stop.
     settled : bool
-        False while a step is under way, and while something is remembered that is not in the state of record.
+        False while a step is under way, and while shards keep something that nobody else has.
     ended : str
         Why the run ended: "epochs", "max_rounds", "observer", "interrupt", or what made it leave a search; "" while it
         goes on, and if it failed.

@@ -10,7 +10,7 @@ from torch import Tensor
 from dasktrain.codes import unpack
 from dasktrain.compression import Sent
 from dasktrain.domain import pinned
-from dasktrain.errors import NonFinite
+from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Partial, Vector
 from dasktrain.reduce import NOT_FINITE, Each, fold, is_finite, reduce
 
@@ -29,6 +29,12 @@ def unpacked(partials: Sequence[Partial], shards: int, sent: Sent, each: Each = 
     """
     if sent.form.adds:
         return reduce([replace(partial, vector=_read(partial, sent)) for partial in partials], shards, each, sent.code)
+    for partial in partials:
+        if partial.stop - partial.start != 1:
+            raise ReductionError(
+                f"What does not add up must be sent shard by shard, however [{partial.start}, {partial.stop}) came in "
+                "one piece; report this"
+            )
     total = reduce([replace(partial, vector=None) for partial in partials], shards)
     with pinned(1):  # whatever the driver has
         vector = _added(partials, shards, sent)
@@ -36,6 +42,11 @@ def unpacked(partials: Sequence[Partial], shards: int, sent: Sent, each: Each = 
 
 
 def _read(partial: Partial, sent: Sent) -> Vector | None:
+    if (partial.vector is None) != (partial.sums is None):
+        raise ReductionError(
+            f"A sum must have scalars and numbers, or neither, however that of [{partial.start}, {partial.stop}) has "
+            "one of them; report this"
+        )
     return None if partial.vector is None else unpack(partial.vector, sent.form.size)
 
 
@@ -47,8 +58,8 @@ def _added(partials: Sequence[Partial], shards: int, sent: Sent) -> Vector | Non
         found = _read(packed[shard], sent)
         if found is None:
             return into
-        whole = sent.form.whole(torch.tensor(found))  # a copy, which begins where torch's own tensors do
-        return whole if into is None else into.add_(whole)
+        gradient = sent.form.gradient(torch.from_numpy(found))
+        return gradient if into is None else into.add_(gradient)
 
     total = fold(0, shards, leaf, Tensor.add_)
     if total is None:

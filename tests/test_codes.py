@@ -69,9 +69,9 @@ def test_few_numbers_take_few_bytes_wherever_they_lie(gap: int, bytes_each: int)
     assert bits(unpack(packed, len(vector))) == bits(vector)
 
 
-def test_signs_are_kept_of_numbers_above_half_of_the_magnitude() -> None:
-    found = Ternary().nearest(np.array([1.0, -2.0, 3.0, -6.0, 0.0], dtype=np.float32))  # 1.5 times their mean: 3.6
-    assert found.tolist() == pytest.approx([0.0, -3.6, 3.6, -3.6, 0.0])
+def test_signs_are_kept_of_numbers_above_three_quarters_of_the_mean() -> None:
+    found = Ternary().nearest(np.array([1.0, -2.0, 3.0, -6.0, 0.0], dtype=np.float32))  # the mean of what is above 1.8
+    assert found.tolist() == pytest.approx([0.0, -11 / 3, 11 / 3, -11 / 3, 0.0])
     assert not np.signbit(found[[0, 4]]).any()
 
 
@@ -81,9 +81,27 @@ def test_what_is_left_out_of_normal_numbers_is_the_least() -> None:
     assert np.var(vector - Ternary().nearest(vector)) == pytest.approx(0.19, abs=0.005)
 
 
-def test_bytes_of_no_five_signs_are_refused() -> None:
-    packed = pack(Ternary(), np.ones(10, dtype=np.float32))
-    packed[-1] = 243
+@pytest.mark.parametrize("others", [1e-3, 1.0], ids=["one among small ones", "all alike"])
+def test_few_that_are_large_are_not_held_back(others: float) -> None:
+    vector = np.full(BLOCK, others, dtype=np.float32)
+    vector[7] = -1.0
+    np.testing.assert_allclose(Ternary().nearest(vector)[7], -1.0, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("code", "place", "wrong"),
+    [
+        (Ternary(), -1, np.uint8([243])),
+        (Ternary(), HEAD, np.float32([np.nan])),
+        (Ternary(), HEAD, np.float32([-1.0])),
+        (Scaled("int8"), HEAD, np.int16([32_000])),
+        (Scaled("float16"), HEAD, np.int16([-101])),
+    ],
+)
+def test_numbers_that_no_code_writes_are_refused(code: Code, place: int, wrong: np.ndarray) -> None:
+    packed = pack(code, np.ones(10, dtype=np.float32))
+    place %= len(packed)
+    packed[place : place + wrong.nbytes] = wrong.view(np.uint8)
     with pytest.raises(WireError, match="must be what a code makes"):
         unpack(packed, 10)
 

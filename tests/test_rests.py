@@ -1,6 +1,6 @@
 """What shards keep between rounds: lost, late, torn, done again, and never counted twice."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,17 +15,13 @@ import torch
 
 import dasktrain as dt
 import dasktrain.driver
-from dasktrain.codes import INT8, pack
-from dasktrain.compression import Stretches
-from dasktrain.domain import pinned
-from dasktrain.errors import BadInput, NonFinite, WorkerLost
+from dasktrain.errors import BadInput, NonFinite, ReductionError, WorkerLost
 from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Slow
 from dasktrain.fleet import Fleet
 from dasktrain.messages import Answer, Failure, Partial, State, Task
 from dasktrain.replica import Replica
 from dasktrain.shipping import run_packed
-from dasktrain.unpacker import unpacked
-from dasktrain.vector import Layout, plain_memory
+from dasktrain.vector import plain_memory
 from dasktrain.wire.lease import answered
 from dasktrain.wire.tables import Changes, Copy
 from tests.small import Watcher, fit, table
@@ -44,13 +40,13 @@ class Late(dt.LocalWire):
     delivered = False
 
     def send(self, worker: str, task: Task) -> None:
-        late = task.kind == "train" and task.round == 2 and worker == self.workers[1]
+        late = task.kind == "train" and task.round == 3 and worker == self.workers[1]
         if late and self.held is None:
             super().send(worker, task)
             self.held = self._events.pop()
             self._events.appendleft(Slow(worker))
             return
-        if (task.round, task.start, task.stop) == (2, 0, 4) and self.held is not None and not self.delivered:
+        if (task.round, task.start, task.stop) == (3, 0, 4) and self.held is not None and not self.delivered:
             self._events.append(self.held)
             self.delivered = True
         super().send(worker, task)
@@ -63,7 +59,7 @@ def test_an_answer_to_the_first_attempt_is_none_to_the_second() -> None:
     assert wire.delivered
     assert found.digest == trained(dt.TopK(0.5, every=4)).digest
     assert [text for text in watcher.stages if "done again" in text] == [
-        "rounds 0 to 2 of epoch 0 are done again, for what was lost with a worker"
+        "rounds 0 to 3 of epoch 0 are done again, for what was lost with a worker"
     ]
 
 
@@ -164,29 +160,17 @@ def test_parameters_that_are_not_finite_end_the_run(compression: Any, bad: float
         trained(compression, optimizer=partial(Breaks, lr=0.1))
 
 
-def test_what_columns_stand_for_does_not_depend_on_the_threads_of_the_driver() -> None:
-    layout = Layout({"matrix": (32_768, 64)})
-    sent = Stretches(dt.PowerSGD(8), layout, 1, 10).sent(0)
-    columns = np.random.default_rng(0).normal(size=sent.form.size).astype(np.float32)
-    packed = pack(INT8, INT8.nearest(columns))
-    found = set()
-    for threads in (1, 4):
-        with pinned(threads):
-            total = unpacked([Partial(0, 1, packed, np.ones(1))], 1, sent).vector
-            assert total is not None
-            found.add(total.tobytes())
-    assert len(found) == 1
-
-
 class Socket(dt.LocalWire):
     """Does to parameters what a connection does; gradients of one round are not finite."""
 
     def __init__(self, workers: int, bad: int = -1) -> None:
         super().__init__(workers)
         self._bad = bad
+        self.seen: Callable[[Any], object] = lambda parameters: None
         self.changes, self.copies = Changes(), dict[str, Copy]()
         self.rounds: list[int] = []
         self.whole: list[tuple[str, int]] = []  # the parameters that are sent
+        self.lost = ""  # in its round 3, once
 
     @contextmanager
     def round(self, state: State) -> Iterator[None]:
@@ -197,6 +181,11 @@ class Socket(dt.LocalWire):
 
     def send(self, worker: str, task: Task) -> None:
         assert self._state is not None
+        if worker == self.lost and task.round == 3:
+            self.lost = ""
+            self.release(worker)
+            self._events.append(Left(worker, "it was killed"))
+            return
         if self._state.change is None:  # nor are there tables
             super().send(worker, task)
             return
@@ -205,6 +194,7 @@ class Socket(dt.LocalWire):
             self.whole.append((worker, task.round))
         _, state = self.copies.setdefault(worker, Copy()).decode(header, [array.tobytes() for array in arrays])
         assert state.parameters.tobytes() == self._state.parameters.tobytes()
+        self.seen(state.parameters.copy())
         self.rounds.append(task.round)
         reply = self._replicas[worker](task, state)
         if isinstance(reply, Answer) and task.round == self._bad:
@@ -226,6 +216,29 @@ def test_parameters_are_sent_whole_once(compression: Any) -> None:
     wire = Socket(2)
     trained(compression, wire, epochs=2, validation=table(120))
     assert wire.whole == [(worker, 0) for worker in wire.workers]
+
+
+def test_whoever_goes_back_is_sent_the_parameters_of_then() -> None:
+    wire = Socket(3)
+    wire.lost = wire.workers[2]
+    one, other, _ = wire.workers
+    assert trained(dt.TopK(0.5, every=4), wire).digest == trained(dt.TopK(0.5, every=4)).digest
+    assert {(one, 0), (other, 0)} <= set(wire.whole[3:])
+
+
+@pytest.mark.parametrize("compression", [dt.Rounding("float16"), dt.TopK(0.5, every=4)], ids=str)
+def test_workers_begin_with_what_observers_put_into_parameters(compression: Any) -> None:
+    class Loads(dt.Observer):
+        def start(self, run: Any) -> None:
+            with torch.no_grad():
+                run.state.parameters.vector.mul_(-2.0)
+            self.begun = run.state.parameters.vector.clone()
+
+    wire, loads = Socket(2), Loads()
+    first: list[Any] = []
+    wire.seen = first.append
+    trained(compression, wire, observers=[loads], max_rounds=1)
+    assert first[0].tobytes() == loads.begun.numpy().tobytes()
 
 
 class Vanishing(dt.LocalWire):
@@ -297,6 +310,49 @@ def test_workers_lost_while_a_stretch_is_done_again_leave_what_it_began_with(mon
     trained(dt.TopK(0.5, every=3), observers=[alone := Digests()])
     assert len(found.history.rounds) == 3
     assert found.digest == alone.told[2]
+
+
+class Wrong(dt.LocalWire):
+    """Does something to the second answer."""
+
+    def __init__(self, make: Callable[[Answer], Answer]) -> None:
+        super().__init__(1)
+        self._make, self._answers = make, 0
+
+    def send(self, worker: str, task: Task) -> None:
+        super().send(worker, task)
+        event = self._events.pop()
+        assert isinstance(event, Answered)
+        self._answers += 1
+        self._events.append(Answered(worker, self._make(event.answer)) if self._answers == 2 else event)
+
+
+def without(answer: Answer) -> Answer:
+    return replace(answer, partials=())
+
+
+def of_nobody(answer: Answer) -> Answer:
+    return replace(answer, partials=tuple(replace(part, sums=None) for part in answer.partials))
+
+
+def in_one_piece(answer: Answer) -> Answer:
+    first, second, *others = answer.partials
+    return replace(answer, partials=(replace(first, stop=second.stop), *others))
+
+
+@pytest.mark.parametrize(
+    ("make", "compression", "match"),
+    [
+        (without, None, "must send sums of shards 0 to 3, however it sent none"),
+        (without, dt.Rounding(), "must send sums of shards 0 to 3, however it sent none"),
+        (of_nobody, dt.Rounding(), "must have scalars and numbers, or neither"),
+        (of_nobody, dt.PowerSGD(1), "must have scalars and numbers, or neither"),
+        (in_one_piece, dt.PowerSGD(1), r"must be sent shard by shard, however \[0, 2\) came"),
+    ],
+)
+def test_answers_that_cannot_be_are_refused(make: Any, compression: Any, match: str) -> None:
+    with pytest.raises(ReductionError, match=match):
+        trained(compression, Wrong(make))
 
 
 @pytest.mark.parametrize("wrong", ["int8", dt.TopK, 4])

@@ -28,7 +28,7 @@ class Form(Protocol):
     def sent(self, gradient: Tensor) -> Tensor:
         """Return what is sent of a gradient; perhaps itself."""
 
-    def whole(self, sent: Tensor) -> Tensor:
+    def gradient(self, sent: Tensor) -> Tensor:
         """Return the gradient (size,) that something sent stands for; perhaps itself."""
 
 

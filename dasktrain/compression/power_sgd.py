@@ -30,7 +30,7 @@ class PowerSGD:
     rank
         Columns, each of a byte a number. A worker of several shards sends as many times more.
     every
-        Sums from one that sends what was kept to the next, in int8 as well.
+        Sums from one that sends all, with what was kept, to the next, in int8 as well. 1: all do.
     """
 
     rank: int = 12
@@ -98,17 +98,17 @@ class _Columns:
         half = (_exponent(right) - _exponent(left)) // 2  # so that numbers of both are on one grid
         return left * 2.0**half, right * 2.0**-half
 
-    def whole(self, sent: Tensor) -> Tensor:
+    def gradient(self, sent: Tensor) -> Tensor:
         """Return the matrices that columns stand for."""
-        whole = torch.empty(self._layout.size)
-        views = self._layout.views(whole)
-        for name, part in self._sent.views(sent).items():
+        gradient = torch.empty(self._layout.size)
+        views = self._layout.views(gradient)
+        for name, part in self._sent.views(sent.clone()).items():
             if name in self._matrices:
                 m, n = self._matrices[name]
                 torch.matmul(part[:m], part[m:].T, out=views[name].view(m, n))
             else:
                 views[name].copy_(part)
-        return whole
+        return gradient
 
 
 def _basis(columns: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class TopK:
         Of all numbers, what is sent; each takes 6 bytes. Shards differ in which are their largest: a worker of several
         sends as many times more.
     every
-        Sums from one that sends what was kept to the next, in int8.
+        Sums from one that sends all, with what was kept, to the next, in int8. 1: all do.
     """
 
     share: float = 0.01

@@ -1,4 +1,4 @@
-"""Gradients sent whole, as the trivial baseline of all that is made small."""
+"""Gradients with all of their numbers: what is merely rounded, and what ends a stretch."""
 
 from torch import Tensor
 
@@ -15,6 +15,6 @@ class AsItIs:
         """Return the gradient."""
         return gradient
 
-    def whole(self, sent: Tensor) -> Tensor:
+    def gradient(self, sent: Tensor) -> Tensor:
         """Return what was sent."""
         return sent

@@ -25,6 +25,7 @@ from tests.small import Watcher, fit, linear, table
 pytestmark = pytest.mark.usefixtures("one_thread")
 COMPRESSIONS: dict[str, Any] = {
     "bfloat16": lambda every: dt.Rounding("bfloat16"),
+    "float16": lambda every: dt.Rounding("float16"),
     "int8": lambda every: dt.Rounding("int8"),
     "top": lambda every: dt.TopK(0.1, every),
     "columns": lambda every: dt.PowerSGD(1, every),
@@ -185,7 +186,7 @@ def test_nothing_of_a_shard_is_lost_in_a_stretch(make: Any) -> None:
         packed, form = packer.partial(1, 2, found).vector, stretches.sent(round).form
         assert packed is not None
         sent = torch.from_numpy(unpack(packed, form.size))
-        came += form.whole(sent).numpy()
+        came += form.gradient(sent).numpy()
         assert (round == 3) == np.allclose(came, gone, rtol=0, atol=float(sent.abs().max()) / 128)
 
 
@@ -193,14 +194,14 @@ def test_it_says_how_much_is_sent(make: Any) -> None:
     form = make(4).form(LAYOUT)
     sent = form.sent(torch.ones(LAYOUT.size))
     assert len(sent) == form.size
-    assert form.whole(sent).shape == (LAYOUT.size,)
+    assert form.gradient(sent).shape == (LAYOUT.size,)
 
 
 def test_sums_of_what_is_sent_stand_for_sums_or_it_says_that_they_do_not(make: Any) -> None:
     """So that the driver can make gradients of the tree's sum, whoever added it up."""
     form = make(4).form(LAYOUT)
     one, other = (form.sent(torch.randn(LAYOUT.size)) for _ in range(2))
-    assert torch.allclose(form.whole(one + other), form.whole(one) + form.whole(other)) == form.adds
+    assert torch.allclose(form.gradient(one + other), form.gradient(one) + form.gradient(other)) == form.adds
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])
