@@ -177,12 +177,13 @@ class Ternary:
         blocks = _blocks(vector)
         sizes, counts = np.abs(blocks), np.full(len(blocks), BLOCK)
         counts[-1:] -= -len(vector) % BLOCK
-        large = sizes > 0.75 * sizes.mean(axis=1, dtype=np.float64)[:, None] * (BLOCK / counts[:, None])
+        least = 0.75 * sizes.sum(axis=1, dtype=np.float64) / counts
+        large = sizes > least.astype(np.float32)[:, None]
         # Sums in float64 of 256 equal float32 are exact, and so are their means: what is on a grid stays there.
-        sums = np.where(large, sizes, 0.0).sum(axis=1, dtype=np.float64)
-        magnitudes = sums / np.maximum(large.sum(axis=1), 1)
-        signs = np.where(large, np.sign(blocks), 0.0).astype(np.int8).reshape(-1)[: len(vector)]
-        return signs, magnitudes.astype(np.float32)
+        sums = (sizes * large).sum(axis=1, dtype=np.float64)
+        magnitudes = sums / np.maximum(np.count_nonzero(large, axis=1), 1)
+        signs = large.view(np.int8) - 2 * (large & (blocks < 0)).view(np.int8)
+        return signs.reshape(-1)[: len(vector)], magnitudes.astype(np.float32)
 
     @staticmethod
     def _wide(signs: Vector, magnitudes: Vector) -> Vector:
