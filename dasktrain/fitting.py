@@ -291,14 +291,7 @@ class Fitting:
             saved,
             stop,
         )
-        return Training(
-            wire,
-            job,
-            driver,
-            prepared.encoding,
-            self._stage,
-            self.settings,
-        )
+        return Training(wire, job, driver, prepared.encoding, self._stage, self.settings)
 
     def _facts(self, prepared: Prepared, state: TrainState, threads: int) -> dict[str, Any]:
         """Return what checkpoints hold besides what changes."""
