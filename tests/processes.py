@@ -1,8 +1,11 @@
-"""What a process has of memory that it shares, as the kernel tells it."""
+"""What a process has of memory that it shares, and whether it goes on, as the kernel tells it."""
 
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
+from time import monotonic
 
 OURS = "dasktrain"
 
@@ -29,6 +32,21 @@ def named_sockets(pid: int) -> set[str]:
 def all_named_sockets() -> set[str]:
     """Return the abstract names of ours that anybody in this network namespace has."""
     return {fields[7] for fields in _sockets()}
+
+
+def stop(pid: int, patience: float = 10.0) -> None:
+    """Stop a process: other threads go on until the one that gets the signal has run, and it is waited for them."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline, tick = monotonic() + patience, Event()
+    while any(state != "T" for state in _states(pid)):
+        assert monotonic() < deadline, f"process {pid} goes on"
+        tick.wait(0.001)
+
+
+def _states(pid: int) -> list[str]:
+    """Return the kernel's letter for the state of each thread."""
+    lines = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return [line.rpartition(")")[2].split()[0] for line in lines]
 
 
 def _sockets() -> list[list[str]]:

@@ -18,6 +18,7 @@ import dasktrain as dt
 from dasktrain.errors import WorkerLost
 from tests.leftovers import assert_left, left_on
 from tests.problems import PROBLEMS, SETTINGS, expected
+from tests.processes import stop
 from tests.saboteurs import After, Mortal, Once, Unhurried
 
 PROBLEM = PROBLEMS[2]  # batch normalisation and dropout
@@ -146,7 +147,7 @@ def test_workers_come_and_go_between_rounds_without_a_trace(change: str) -> None
 
 def test_a_stopped_worker_is_backed_up_and_its_late_answer_dropped(two: Client) -> None:
     pid = min(two.run(os.getpid).items())[1]
-    stop = After(20, lambda: os.kill(pid, signal.SIGSTOP))
+    stopped = After(20, lambda: stop(pid))
 
     def go_on() -> None:
         with suppress(ProcessLookupError):  # its nanny has ended it: its data was needed
@@ -154,7 +155,7 @@ def test_a_stopped_worker_is_backed_up_and_its_late_answer_dropped(two: Client) 
 
     try:
         with dask.config.set({"dasktrain.timeouts.silence": "3s"}):
-            result = PROBLEM.trainer([stop, After(24, go_on)]).fit(
+            result = PROBLEM.trainer([stopped, After(24, go_on)]).fit(
                 PROBLEM.data, client=two, **(SETTINGS | {"epochs": 6})
             )
     finally:
