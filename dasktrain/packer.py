@@ -86,13 +86,10 @@ class Packer:
             np.maximum(used, rest.used, out=used)
             left = rest.vector * (self._rows / rest.rows)  # steps are by means over rows
             vector = left if vector is None else left + vector
-        sent = None if vector is None else self._sent_of(vector)
+        sent = None if vector is None else self._rounded(self._sent.form.sent(vector))
         if not self._is_last:
             self._keep(shard, vector, sent, used.copy())
         return None if sent is None else Sum([sent], scalars)
-
-    def _sent_of(self, vector: Tensor) -> Tensor:
-        return self._rounded(self._sent.form.sent(vector))
 
     def _rounded(self, vector: Tensor) -> Tensor:
         return torch.from_numpy(rounded(self._sent.code, vector.numpy()))

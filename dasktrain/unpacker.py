@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +64,6 @@ def _added(partials: Sequence[Partial], shards: int, sent: Sent) -> Vector | Non
     if total is None:
         return None
     vector: Vector = total.numpy()
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not is_finite(vector):
-            raise NonFinite(NOT_FINITE)
+    if not is_finite(vector):
+        raise NonFinite(NOT_FINITE)
     return vector

@@ -10,8 +10,8 @@ from dasktrain.codes import INT8, Code, Ternary
 from dasktrain.compression import Form, check_count
 from dasktrain.vector import Layout
 
-#: power iterations: after the second, columns are nearly those of the largest singular values
-ITERATIONS = 2
+#: power iterations: after one, columns are nearly those of the largest singular values
+ITERATIONS = 1
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,11 @@ class _Columns:
 
     def _columns(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Return P (m, rank) and Q (n, rank)."""
-        right = torch.randn((matrix.shape[1], self._rank), generator=torch.Generator().manual_seed(0))
-        for iteration in range(ITERATIONS):
-            left = _basis(matrix @ (_basis(right) if iteration else right))
-            right = matrix.T @ left
+        start = torch.randn((matrix.shape[1], self._rank), generator=torch.Generator().manual_seed(0))
+        left = _basis(matrix @ start)
+        for _ in range(ITERATIONS):
+            left = _basis(matrix @ _basis(matrix.T @ left))
+        right = matrix.T @ left
         half = (_exponent(right) - _exponent(left)) // 2  # so that numbers of both are on one grid
         return left * 2.0**half, right * 2.0**-half
 
