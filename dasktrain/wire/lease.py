@@ -122,10 +122,15 @@ def _attached(worker: Worker, session: _Session, terms: Terms) -> Channel | None
     while monotonic() < deadline:
         with suppress(Empty):
             return session.channels.get(timeout=POLL)
-        task = worker.state.tasks.get(key)
-        if task is None or task.state == "cancelled" or _closing(worker):
+        if _over(worker, key):
             return None
     raise AttachError(f"A driver must attach within {terms.patience:g} s, however none did")
+
+
+def _over(worker: Worker, key: Any) -> bool:
+    """Return whether a lease, the task of a key, is no longer wanted."""
+    task = worker.state.tasks.get(key)
+    return task is None or task.state == "cancelled" or _closing(worker)
 
 
 def _closing(worker: Worker) -> bool:
@@ -236,7 +241,7 @@ class _Blocks:
     """
 
     def __init__(self, worker: Worker, keys: dict[str, list[Any]], terms: Terms) -> None:
-        self._worker = worker
+        self._worker, self._lease = worker, worker.get_current_task()
         self._keys = keys
         self._terms = terms
         limit = worker.memory_manager.memory_limit
@@ -275,9 +280,9 @@ class _Blocks:
         loop = self._worker.loop.asyncio_loop
         fetching = asyncio.run_coroutine_threadsafe(self._from_peers(kind, key), loop)
         while not wait([fetching], timeout=LOOK).done:
-            if _closing(self._worker):
+            if _over(self._worker, self._lease):
                 fetching.cancel()
-                raise ConnectionAbortedError("the worker closes")
+                raise ConnectionAbortedError("the lease is not wanted any more")
         if (found := fetching.result()) is None:
             raise AttachError(
                 f"Every partition must be on some worker within {self._terms.patience:g} s of the last that came "

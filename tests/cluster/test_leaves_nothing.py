@@ -7,18 +7,23 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker, secede
 from torch import Tensor, nn
 
 import dasktrain as dt
 from dasktrain.errors import BadInput
 from dasktrain.fitting import CANARY_ROWS
+from dasktrain.wire.lease import Terms, _Blocks
+from tests.leftovers import assert_left, left_on
 from tests.problems import CLASSES, PARTITIONS, PROBLEMS
 
 
@@ -40,6 +45,35 @@ def test_failing_observer_leaves_nothing(clean: Client) -> None:
 
     with pytest.raises(KeyError, match="disk full"):
         PROBLEMS[0].trainer([Fails()]).fit(PROBLEMS[0].data, client=clean)
+
+
+class Seen(_Blocks):
+    """Leaves a handler while it looks for a partition."""
+
+    async def _from_peers(self, kind: str, key: Any) -> Any:
+        self._worker.handlers["dasktrain-looks"] = str
+        return await super()._from_peers(kind, key)
+
+
+def look() -> None:
+    """Look for a partition that nobody has, as a lease does."""
+    worker = get_worker()
+    secede()
+    try:
+        Seen(worker, {"train": ["nowhere"]}, Terms("run", worker.address, 60.0, 60.0, None))("train", 0)
+    finally:
+        worker.handlers.pop("dasktrain-looks", None)
+
+
+def test_a_lease_that_looks_for_a_partition_ends_with_its_run(clean: Client) -> None:
+    before = left_on(clean)
+    looking, tick, deadline = clean.submit(look, pure=False), Event(), monotonic() + 10.0
+    while "dasktrain-looks" not in str(left_on(clean)):
+        assert monotonic() < deadline, looking.status
+        tick.wait(0.05)
+    looking.cancel()
+    del looking
+    assert_left(clean, before)
 
 
 def _count(dask_scheduler: object) -> None:
