@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasktrain.errors import WireError
-from dasktrain.wire.channel import MAGIC, MOST_BYTES, MOST_FRAMES, PREFIX, Channel
+from dasktrain.wire.channel import CREDIT, MAGIC, MOST_BYTES, MOST_FRAMES, PREFIX, Channel
 
 
 @pytest.fixture
@@ -51,6 +51,33 @@ def test_any_message_arrives_as_it_was_sent(header: dict[str, object], frames: l
 def test_message_larger_than_the_socket_takes_at_once_arrives() -> None:
     frames = [np.arange(3_000_000).tobytes(), b"", b"x"]
     assert exchange({"a": 1}, frames) == ({"a": 1}, frames)
+
+
+class Sampled(socket.socket):
+    """A socket to which memory is given in frames that a profiler, which a worker has, holds on to."""
+
+    def __init__(self, end: socket.socket) -> None:
+        super().__init__(fileno=end.detach())
+        self.seen: list[memoryview] = []
+
+    def recv_into(self, buffer: memoryview, *args: int) -> int:  # type: ignore[override]
+        """Receive as ever."""
+        self.seen.append(buffer)
+        return super().recv_into(buffer, *args)
+
+
+def test_memory_can_grow_while_somebody_holds_on_to_it() -> None:
+    frame = np.arange(CREDIT).tobytes()
+    ours, theirs = socket.socketpair()
+    one, other = Channel(ours), Channel(Sampled(theirs))
+    sender = threading.Thread(target=one.send, args=({}, [frame]), name="dasktrain-test-sender")
+    sender.start()
+    try:
+        assert other.receive(10)[1] == [frame]
+    finally:
+        other.close()
+        sender.join(10)
+        one.close()
 
 
 def test_memory_of_frames_is_used_again(ends: tuple[Channel, socket.socket]) -> None:

@@ -168,7 +168,6 @@ class Channel:
         """
         while True:
             while not self._rest:
-                self._rest = memoryview(b"")  # or what was filled could not grow
                 try:
                     self._rest = memoryview(next(self._parser))
                 except StopIteration as done:
@@ -239,7 +238,9 @@ def _growing(length: int) -> Generator[Buffer, None, bytearray]:
     memory = bytearray(min(length, CREDIT))
     yield memory
     while (filled := len(memory)) < length:
-        memory += bytes(min(filled, length - filled))
+        grown = bytearray(min(2 * filled, length))  # not in place: a profiler's sample of a thread may hold on to views
+        grown[:filled] = memory
+        memory = grown
         yield memoryview(memory)[filled:]
     return memory
 

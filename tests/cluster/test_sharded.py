@@ -209,7 +209,7 @@ def test_peers_meet_by_tls_on_a_cluster_that_has_it(wanted: str, came: Counter[t
         ends.enter_context(dask.config.set({"dasktrain.shared-memory": False}))
         client.wait_for_workers(WORKERS, timeout=60)
         assert fit(client, made(), notes, reduction="sharded").digest == wanted
-    assert came == {(0, SHARDS): ROUNDS * BUCKETS}, notes.told
+    assert came == {(0, SHARDS): ROUNDS * BUCKETS}, "\n".join(notes.told)
 
 
 def test_another_way_is_refused() -> None:
