@@ -19,6 +19,7 @@ import dask.bag as db
 import psutil
 import torch
 from dask.distributed import Client, LocalCluster
+from torch import nn
 
 import dasktrain as dt
 from benchmarks.measure import write
@@ -27,35 +28,48 @@ from dasktrain.models import Decoder
 from dasktrain.strategies import Strategy
 
 CONTEXT, BATCH, VOCABULARY, WORKERS, ROUNDS, STEPS = 64, 32, 259, 2, 3942, 100
-WARMUP, LISTEN = 100, 10.0
+WARMUP, FIRST, LISTEN = 100, 300, 10.0
+#: how to train for so many rounds, or for all that are left
+Part = tuple[Strategy, Compression | None, int | None]
+AVERAGING_FIRST: Part = dt.GradientAveraging(), dt.PowerSGD(), FIRST
 #: the two epochs that ROUNDS are, in one of several ways; averaging is what others are measured by
-WAYS: dict[str, tuple[Strategy, Compression | None]] = {
-    "averaging": (dt.GradientAveraging(), None),
-    "PowerSGD": (dt.GradientAveraging(), dt.PowerSGD()),
-    "DiLoCo, bfloat16": (dt.DiLoCo(STEPS), dt.Rounding("bfloat16")),
-    "DiLoCo": (dt.DiLoCo(STEPS), None),
-    "TopK": (dt.GradientAveraging(), dt.TopK()),
-    "int8": (dt.GradientAveraging(), dt.Rounding("int8")),
-    "bfloat16": (dt.GradientAveraging(), dt.Rounding("bfloat16")),
-    "LocalSGD": (dt.LocalSGD(STEPS), None),
+WAYS: dict[str, list[Part]] = {
+    "averaging": [(dt.GradientAveraging(), None, None)],
+    "PowerSGD": [(dt.GradientAveraging(), dt.PowerSGD(), None)],
+    "DiLoCo after averaging, int8": [AVERAGING_FIRST, (dt.DiLoCo(STEPS), dt.Rounding("int8"), None)],
+    "DiLoCo after averaging, bfloat16": [AVERAGING_FIRST, (dt.DiLoCo(STEPS), dt.Rounding("bfloat16"), None)],
+    "DiLoCo, bfloat16": [(dt.DiLoCo(STEPS), dt.Rounding("bfloat16"), None)],
+    "DiLoCo": [(dt.DiLoCo(STEPS), None, None)],
+    "TopK": [(dt.GradientAveraging(), dt.TopK(), None)],
+    "int8": [(dt.GradientAveraging(), dt.Rounding("int8"), None)],
+    "bfloat16": [(dt.GradientAveraging(), dt.Rounding("bfloat16"), None)],
+    "LocalSGD": [(dt.LocalSGD(STEPS), None, None)],
 }
 GOALS = "bytes and loss: DiLoCo 1/100 and 1.02, PowerSGD or TopK 1/20 and 1.02"
 adamw = partial(torch.optim.AdamW, lr=3e-3)
 
 
-def rate(rounds: int, round: int) -> float:
-    """Return the learning rate's factor: it rises for some rounds and falls to a tenth."""
-    return min(1.0, (round + 1) / WARMUP) * (1 - 0.9 * round / rounds)
+def rate(rounds: int, before: int, round: int) -> float:
+    """Return the learning rate's factor: it rises for some rounds and falls to a tenth, over all parts together."""
+    return min(1.0, (before + round + 1) / WARMUP) * (1 - 0.9 * (before + round) / rounds)
 
 
 class Meter(dt.Observer):
-    """Reads what has crossed the loopback interface when rounds begin and when they are over."""
+    """Reads what has crossed the loopback interface when rounds begin and when they are over, and adds runs up."""
+
+    def __init__(self) -> None:
+        self.bytes, self.seconds, self.records = 0, 0.0, list[dict[str, Any]]()
 
     def start(self, run: Any) -> None:
-        self.run, self.began, self.first = run, perf_counter(), crossed()
+        self.began, self.first = perf_counter() - self.seconds, crossed() - self.bytes
 
     def round(self, record: dict[str, Any]) -> None:
         self.bytes, self.seconds = crossed() - self.first, perf_counter() - self.began
+        self.records.append(record)
+
+    def sum(self, name: str, otherwise: int = 0) -> Any:
+        """Return the sum of a figure over all rounds."""
+        return sum(record.get(name, otherwise) for record in self.records)
 
 
 def crossed() -> int:
@@ -76,31 +90,35 @@ def documents(held_out: bool) -> list[str]:
     return [path.read_text(errors="replace") for number, path in enumerate(files) if (number % 10 == 0) == held_out]
 
 
-def trained(
-    client: Client, strategy: Strategy, compression: Compression | None, rounds: int, silence: float
-) -> dict[str, float]:
-    """Train, and return figures."""
+def trained(client: Client, parts: list[Part], rounds: int, silence: float) -> dict[str, float]:
+    """Train, each part from where the one before it ended, and return figures."""
     torch.manual_seed(0)
     meter = Meter()
-    trainer = dt.Trainer(
-        Decoder(VOCABULARY, layers=2, width=128, heads=4, context=CONTEXT),
-        dt.text.cross_entropy,
-        adamw,
-        scheduler=partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=partial(rate, rounds)),
-        schedule_every="round",
-        strategy=strategy,
-        compression=compression,
-        observers=[meter],
-    )
+    module: nn.Module = Decoder(VOCABULARY, layers=2, width=128, heads=4, context=CONTEXT)
     data, valid = (dt.Text(db.from_sequence(documents(held), npartitions=4), context=CONTEXT) for held in (False, True))
-    result = trainer.fit(data, batch_size=BATCH, shards=WORKERS, max_rounds=rounds, client=client)
-    rows = sum(record["rows"] for record in result.history.rounds)
+    for seed, (strategy, compression, most) in enumerate(parts):
+        before = meter.sum("rounds", 1)
+        trainer = dt.Trainer(
+            module,
+            dt.text.cross_entropy,
+            adamw,
+            scheduler=partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=partial(rate, rounds, before)),
+            schedule_every="round",
+            strategy=strategy,
+            compression=compression,
+            observers=[meter],
+        )
+        most = most or rounds - before
+        result = trainer.fit(data, batch_size=BATCH, shards=WORKERS, max_rounds=most, seed=seed, client=client)
+        module = result.model
     return {
-        "bytes a row": round(meter.bytes / rows, 1),
-        "bytes a row, without the idle cluster's": round((meter.bytes - silence * meter.seconds) / rows, 1),
+        "bytes a row": round(meter.bytes / meter.sum("rows"), 1),
+        "bytes a row, without the idle cluster's": round(
+            (meter.bytes - silence * meter.seconds) / meter.sum("rows"), 1
+        ),
         "loss": round(result.evaluate(valid, {"loss": dt.text.cross_entropy})["loss"], 4),
-        "rounds": sum(record.get("rounds", 1) for record in result.history.rounds),
-        "seconds": round(sum(record["seconds"] for record in result.history.rounds), 1),
+        "rounds": meter.sum("rounds", 1),
+        "seconds": round(meter.sum("seconds"), 1),
     }
 
 
@@ -114,7 +132,7 @@ def run(rounds: int, ways: list[str]) -> None:
     ):
         silence = idle()
         for name in dict.fromkeys(["averaging", *ways]):
-            figures[name] = trained(client, *WAYS[name], rounds, silence)
+            figures[name] = trained(client, WAYS[name], rounds, silence)
             print(name, figures[name], flush=True)
     plain = figures["averaging"]
     for found in figures.values():
