@@ -9,18 +9,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from dasktrain.accumulate import Accumulator, Gradients, Sum, add, parts, put
+from dasktrain.cut import Cut
 from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Bucket, Partial, Task, Vector
 from dasktrain.reduce import NOT_FINITE, Each, Node, is_finite, siblings
 from dasktrain.vector import Layout
-
-#: numbers in a bucket: 4 MB of float32, 30 ms of 1 Gbit/s
-SIZE = 1 << 20
-
-
-def owner(offset: int, peers: int) -> int:
-    """Return which of some peers owns the bucket that begins at a number: they take turns."""
-    return offset // SIZE % peers
 
 
 class Outgoing:
@@ -35,6 +28,8 @@ class Outgoing:
         In the order of `layout`.
     layout
         Of a flat vector of gradients.
+    bucket
+        Numbers of a bucket.
     accumulator
         Whose memory sums lie in, until it is reclaimed.
     send
@@ -45,14 +40,15 @@ class Outgoing:
         self,
         parameters: Sequence[nn.Parameter],
         layout: Layout,
+        bucket: int,
         accumulator: Accumulator,
         send: Callable[[Bucket], None],
     ) -> None:
         self._parameters, self._accumulator, self._send = parameters, accumulator, send
-        size = layout.size
-        self._places = [slice(start, min(start + SIZE, size)) for start in range(0, size, SIZE)]
+        self.cut = cut = Cut(layout.size, bucket)
+        self._places = [cut.place(offset) for offset in cut.offsets]
         #: buckets that each parameter lies in
-        self._within = [range(place.start // SIZE, -(-place.stop // SIZE)) for place in layout.places.values()]
+        self._within = [range(place.start // bucket, -(-place.stop // bucket)) for place in layout.places.values()]
 
     @property
     def worthwhile(self) -> bool:
@@ -138,7 +134,7 @@ class Rising:
 
     def __init__(self, shards: int, done: Callable[[int, Node, Vector | None], None]) -> None:
         self._shards, self._done = shards, done
-        self._size, self._dtype = 0, np.dtype(np.float32)
+        self.cut, self._dtype = Cut(0, 1), np.dtype(np.float32)
         self._tops: set[Node] = set()
         self._sums: dict[int, dict[Node, Vector | None]] = {}  # of each bucket, by its first number
         self._free: list[Vector] = []
@@ -147,18 +143,13 @@ class Rising:
         """Whether a part of the gradient under way has come."""
         return bool(self._sums)
 
-    @property
-    def offsets(self) -> range:
-        """The first number of each bucket."""
-        return range(0, self._size, SIZE)
-
-    def start(self, size: int, dtype: np.dtype[Any], tops: Iterable[Node]) -> None:
-        """Begin with a gradient of so many numbers, whose parts rise as far as `tops`."""
+    def start(self, cut: Cut, dtype: np.dtype[Any], tops: Iterable[Node]) -> None:
+        """Begin with a gradient, whose parts rise as far as `tops`."""
         for nodes in self._sums.values():
             for values in nodes.values():
                 self._forget(values)
-        if (self._size, self._dtype) != (size, dtype):
-            self._size, self._dtype, self._free = size, dtype, []
+        if (self.cut, self._dtype) != (cut, dtype):
+            self.cut, self._dtype, self._free = cut, dtype, []
         self._sums, self._tops = {}, set(tops)
 
     def add(self, bucket: Bucket) -> None:
@@ -169,11 +160,10 @@ class Rising:
         ReductionError
             It is no part of the gradient, or of no node.
         """
-        values, size = bucket.values, self._size
-        wanted = min(SIZE, size - bucket.offset)
-        if bucket.offset % SIZE or not 0 <= bucket.offset < size or len(values) != wanted or wanted < 1:
+        values, place = bucket.values, self.cut.place(bucket.offset)
+        if bucket.offset not in self.cut.offsets or len(values) != place.stop - place.start:
             raise ReductionError(
-                f"Buckets must be parts of {size} numbers, however {len(values)} begin at {bucket.offset}; report this"
+                f"Buckets must be those of {self.cut}, however {len(values)} begin at {bucket.offset}; report this"
             )
         if values.dtype != self._dtype:
             raise ReductionError(f"Buckets must be {self._dtype}, however one is {values.dtype}; report this")
@@ -227,7 +217,7 @@ class Rising:
     def _memory(self) -> Vector:
         with suppress(IndexError):  # rather than look first, since another thread may take the last
             return self._free.pop()
-        return np.empty(SIZE, dtype=self._dtype)
+        return np.empty(self.cut.bucket, dtype=self._dtype)
 
     def _forget(self, values: Vector | None) -> None:
         """Use memory of ours again."""
@@ -249,12 +239,12 @@ class Incoming(Rising):
         self._total: Vector = np.empty(0, dtype=np.float32)
         self._finite = True
 
-    def begin(self, like: Vector) -> None:
-        """Begin with a round, whose gradient has the shape and dtype of `like`."""
+    def begin(self, like: Vector, bucket: int) -> None:
+        """Begin with a round, whose gradient has the shape and dtype of `like` and buckets of so many numbers."""
         if (self._total.shape, self._total.dtype) != (like.shape, like.dtype):
             self._total = np.empty_like(like)
         self._finite = True
-        self.start(len(like), like.dtype, [(0, self._shards)])
+        self.start(Cut(len(like), bucket), like.dtype, [(0, self._shards)])
 
     def complete(self, partials: Sequence[Partial], each: Each = map) -> Vector:
         """Add the vectors of those partials that came in one piece; return the sum over all shards.
@@ -271,15 +261,15 @@ class Incoming(Rising):
             for sent in partials:
                 node = sent.start, sent.stop
                 if sent.vector is not None:
-                    self.put(offset, node, sent.vector[offset : offset + SIZE])
+                    self.put(offset, node, sent.vector[self.cut.place(offset)])
                 elif sent.sums is None:  # without: it came in buckets
                     self.put(offset, node, None)
             if (0, self._shards) not in self._sums[offset]:
                 raise ReductionError(f"All of a gradient must come, however not all at {offset} did; report this")
 
-        for offset in self.offsets:
+        for offset in self.cut.offsets:
             self._sums.setdefault(offset, {})
-        for _ in each(finish, self.offsets):
+        for _ in each(finish, self.cut.offsets):
             pass
         if not self._finite:
             raise NonFinite(NOT_FINITE)
@@ -287,7 +277,7 @@ class Incoming(Rising):
 
     def _arrive(self, offset: int, node: Node, values: Vector | None) -> None:
         """Have the sum over all shards lie where it belongs."""
-        place = self._total[offset : offset + SIZE]
+        place = self._total[self.cut.place(offset)]
         place[:] = 0 if values is None else values
         if not is_finite(place):  # never the other way round: another thread may have found that
             self._finite = False

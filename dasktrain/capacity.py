@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
-from dasktrain import buckets
+from dasktrain.cut import bucket_for
 from dasktrain.errors import BadInput
 from dasktrain.fleet import default_shards
 from dasktrain.topology import Links, Reduction
@@ -89,7 +89,8 @@ class ClusterPlan:
         busy = min(self.workers, self._shards)  # the others are spares
         hosts = ceil(busy / self.workers_per_host)
         rate = self.bandwidth / 8 * PAYLOAD
-        return Links(busy, hosts, WIDTH * self.parameters, WIDTH * buckets.SIZE, rate)
+        bucket = bucket_for(self.parameters, busy)
+        return Links(busy, hosts, WIDTH * self.parameters, WIDTH * bucket, rate)
 
     @property
     def _way(self) -> Reduction:
@@ -223,7 +224,7 @@ def plan_cluster(
     --------
     >>> plan = plan_cluster(25e6, worker_rows_per_second=200, batch_size=4096, bandwidth=10e9)
     >>> plan.topology, plan.workers
-    ('sharded', 16)
+    ('sharded', 128)
     """
     size = _count(parameters)
     step = STEP * size if step_seconds is None else step_seconds

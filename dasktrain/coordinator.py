@@ -170,7 +170,7 @@ class Coordinator:
         """
         for event in self._wire.events(0):
             if isinstance(event, Answered | Received):
-                self._doubles.compare(event)  # to a round that is over
+                self._doubles.compare(event, self._wire.bucket)  # to a round that is over
             self._take(event)
         self._sent, self._lacks_rests = sent, False
         self._next = Task(self._wire.run + whose, kind, epoch, round, 0, self._fleet.shards, turn, rounds)
@@ -194,7 +194,7 @@ class Coordinator:
 
     def _total(self, state: State, dense: int | None) -> Partial:
         """Have all shards of a round computed, and sum them."""
-        self._incoming.begin(state.parameters[:dense])
+        self._incoming.begin(state.parameters[:dense], self._wire.bucket)
         started, kind = monotonic(), self._next.kind
         with self._wire.round(state):
             partials = self._collect(started)
@@ -326,7 +326,7 @@ class Coordinator:
         """Return what is to be summed of an answer: nothing if another worker's came first, or of an old round."""
         answer = answered.answer
         task = answer.task
-        self._doubles.compare(answered)
+        self._doubles.compare(answered, self._wire.bucket)
         if not self._fleet.lacks(task):
             return []
         if not answer.partials:
@@ -345,7 +345,7 @@ class Coordinator:
 
     def _receive(self, received: Received) -> None:
         """Add a part of an answer, or of several, unless all came from other workers, or it is of an old round."""
-        self._doubles.compare(received)
+        self._doubles.compare(received, self._wire.bucket)
         bucket = received.bucket
         task = bucket.task
         if not self._fleet.lacks_some(task):

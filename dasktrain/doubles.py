@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dasktrain import buckets
+from dasktrain.cut import Cut
 from dasktrain.errors import Diverged
 from dasktrain.events import Answered, Received
 from dasktrain.fleet import Fleet
@@ -35,8 +35,13 @@ class Doubles:
             computed = set(self._fleet.busy.values())
             self.digests = {task: digest for task, digest in self.digests.items() if task in computed}
 
-    def compare(self, news: Answered | Received) -> None:
+    def compare(self, news: Answered | Received, bucket: int) -> None:
         """See that two workers give the same bits, as far as it was known of both of them when they gave them.
+
+        Parameters
+        ----------
+        bucket
+            Numbers of a gradient's buckets.
 
         Raises
         ------
@@ -50,7 +55,7 @@ class Doubles:
         if isinstance(part, Answer) and not part.partials:
             return  # its round was over too soon, or what its shards had kept was not there
         digests = self.digests.setdefault(task, {})
-        for place, found in digests_of(part):
+        for place, found in digests_of(part, bucket):
             wanted = digests.setdefault(place, found)
             if found != wanted:
                 raise Diverged(
@@ -61,16 +66,16 @@ class Doubles:
                 )
 
 
-def digests_of(part: Answer | Bucket) -> Iterator[tuple[Place, str]]:
+def digests_of(part: Answer | Bucket, bucket: int) -> Iterator[tuple[Place, str]]:
     """Yield the hex sha256 of what it adds to the round, and to what of it: the same in buckets or in one piece."""
     if isinstance(part, Bucket):
         yield (part.start, part.stop, part.offset), _sha256(part.values)
         return
     for partial in part.partials:
         if partial.vector is not None:
-            for offset in range(0, len(partial.vector), buckets.SIZE):
-                bucket = partial.vector[offset : offset + buckets.SIZE]
-                yield (partial.start, partial.stop, offset), _sha256(bucket)
+            cut = Cut(len(partial.vector), bucket)
+            for offset in cut.offsets:
+                yield (partial.start, partial.stop, offset), _sha256(partial.vector[cut.place(offset)])
         rows = [array for each in partial.touched for array in (each.rows, each.values)]
         yield (partial.start, partial.stop, None), _sha256(partial.sums, *rows)
 

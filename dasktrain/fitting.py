@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,8 +119,9 @@ class Training:
             self.stage(f"building replicas on {len(self.wire.workers)} workers")
             cursor = self.driver.run.cursor
             if self.job.compression is None:
-                self.wire.choose(self.settings.reduction, self.driver.state.whole())
-            self.driver.coordinator.attach(pack(Replica, self.job), cursor.epoch, cursor.round)
+                self.wire.choose(self.settings.reduction, self.driver.state.whole(), self.driver.plan.shards)
+            job = replace(self.job, bucket=self.wire.bucket)
+            self.driver.coordinator.attach(pack(Replica, job), cursor.epoch, cursor.round)
             if chosen := self.wire.chosen():
                 self.stage(chosen)
             self.driver.drive()

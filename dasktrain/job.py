@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from dasktrain import cut
 from dasktrain.compression import Compression, Stretches
 from dasktrain.compute import Compute
 from dasktrain.data.block import Batch, Collate
@@ -38,6 +39,8 @@ class Job:
         What makes up rows in place of those that the plan reads again; None: they are read again.
     compression
         How what is sent is made small; None: it is not.
+    bucket
+        Numbers of each bucket in which gradients are sent.
     """
 
     module: nn.Module
@@ -54,6 +57,7 @@ class Job:
     inner: Inner | None = None
     synthesis: Synthesis | None = None
     compression: Compression | None = None
+    bucket: int = field(default_factory=lambda: cut.SIZE)
 
     def stretches(self, layout: Layout) -> Stretches | None:
         """Return what is sent of gradients of a layout, if it is made small."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from dasktrain.cut import Cut
 from dasktrain.errors import WireError
 from dasktrain.touched import Touched
 
@@ -127,10 +128,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What gradients are like that are sent in buckets: leaves of the tree, numbers, and their dtype."""
+    """What gradients are like that are sent in buckets: leaves of the tree, where they are cut, and their dtype."""
 
     shards: int
-    size: int
+    cut: Cut
     dtype: str
 
 

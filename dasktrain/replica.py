@@ -114,7 +114,7 @@ class Replica:
     def _sending(self, send: Callable[[Bucket], None]) -> Outgoing | None:
         """Return what sends gradients in buckets, if there can be several."""
         layout = self._parameters.gradient
-        outgoing = Outgoing(self._trainable[: len(layout.shapes)], layout, self._accumulator, send)
+        outgoing = Outgoing(self._trainable[: len(layout.shapes)], layout, self.job.bucket, self._accumulator, send)
         early = self.job.strategy.is_gradient and self.job.compression is None and not self._device.is_gpu
         return outgoing if outgoing.worthwhile and early else None
 
@@ -124,7 +124,7 @@ class Replica:
         if self._outgoing is None:
             return None
         dtype = str(self._parameters.vector.dtype).removeprefix("torch.")
-        return Stream(self.job.plans["train"].shards, self._parameters.gradient.size, dtype)
+        return Stream(self.job.plans["train"].shards, self._outgoing.cut, dtype)
 
     def ahead(self, task: Task) -> None:
         """Gather the rows of the training round after `task`, as if the same shards will be asked for."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dasktrain import cut
 from dasktrain.coordinator import Coordinator
 from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received, Refused
 from dasktrain.fleet import Fleet
@@ -64,8 +65,10 @@ class Scripted:
         for worker in self.workers:
             self.agenda.add(0.0, Joined(worker))
 
-    def choose(self, reduction: Reduction, state: State) -> None:
+    def choose(self, reduction: Reduction, state: State, shards: int) -> None:
         pass
+
+    bucket = cut.SIZE
 
     def chosen(self) -> str:
         return ""

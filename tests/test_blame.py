@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import dasktrain as dt
-from dasktrain import buckets
+from dasktrain import cut
 from dasktrain.errors import NonFinite
 from dasktrain.replica import Replica
 from tests.small import fit
@@ -58,7 +58,7 @@ def test_shard_and_partitions_are_named(workers: int) -> None:
 
 
 def test_shard_is_named_if_gradients_are_sent_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "SIZE", 8)
+    monkeypatch.setattr(cut, "SIZE", 8)
     streams: list[Any] = []
     monkeypatch.setattr(Replica, "_in_buckets", _noting(streams, Replica._in_buckets))
     with pytest.raises(NonFinite) as caught:

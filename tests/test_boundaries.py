@@ -18,6 +18,7 @@ LEVELS = (
     (
         "errors",
         "codes",
+        "cut",
         "plan",
         "draws",
         "folds",
@@ -103,7 +104,7 @@ LEVELS = (
     ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-PURE = ("draws", "fleet", "folds", "events", "pace", "permutation", "plan", "reduce", "topology", "touched")
+PURE = ("cut", "draws", "fleet", "folds", "events", "pace", "permutation", "plan", "reduce", "topology", "touched")
 
 
 def name_of(path: Path) -> str:

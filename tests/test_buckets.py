@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dasktrain as dt
-from dasktrain import buckets
+from dasktrain import cut
 from dasktrain.accumulate import Accumulator, Gradients, Sum
 from dasktrain.buckets import Incoming, Outgoing, Rising
+from dasktrain.cut import Cut
 from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Bucket, Partial, Task
 from dasktrain.reduce import fold, siblings, spine, split, subtrees
@@ -28,7 +29,7 @@ TASK = Task("r", "train", 0, 0, 0, 99)
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have buckets of a few numbers."""
-    monkeypatch.setattr(buckets, "SIZE", SIZE)
+    monkeypatch.setattr(cut, "SIZE", SIZE)
 
 
 # -- the tree -----------------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def test_the_sum_is_that_of_the_tree_in_any_order_twice_or_from_the_dead(
     )
     incoming = Incoming(shards)
     for _ in range(2):  # memory of the first round is used again in the second
-        incoming.begin(np.zeros(size, dtype=np.float32))
+        incoming.begin(np.zeros(size, dtype=np.float32), SIZE)
         assert not incoming
         whole = {node for node in answers if data.draw(st.booleans())}
         sent = [(node, start) for node in answers if node not in whole for start in range(0, size, SIZE)]
@@ -137,8 +138,8 @@ def test_the_sum_is_that_of_the_tree_if_some_is_added_on_the_way(
 
     rising, incoming = Rising(shards, passes), Incoming(shards)
     for _ in range(2):
-        rising.start(size, np.dtype(np.float32), tops)
-        incoming.begin(np.zeros(size, dtype=np.float32))
+        rising.start(Cut(size, SIZE), np.dtype(np.float32), tops)
+        incoming.begin(np.zeros(size, dtype=np.float32), SIZE)
         nodes = [node for start, stop in pairwise(cuts) for node in subtrees(start, stop, shards)]
         parts = [(node, offset) for node in nodes for offset in range(0, size, SIZE)]
         for node, offset in data.draw(st.permutations(parts)):
@@ -161,7 +162,7 @@ def test_the_sum_is_that_of_the_tree_if_some_is_added_on_the_way(
 def test_memory_is_for_what_is_under_way_not_for_every_answer() -> None:
     shards, parts = 64, 50
     incoming = Incoming(shards)
-    incoming.begin(np.zeros(parts * SIZE, dtype=np.float32))
+    incoming.begin(np.zeros(parts * SIZE, dtype=np.float32), SIZE)
     for offset in range(0, parts * SIZE, SIZE):  # side by side, as the wire reads them
         for shard in range(shards):
             incoming.add(Bucket(TASK, shard, shard + 1, offset, np.ones(SIZE, dtype=np.float32)))
@@ -183,14 +184,14 @@ ODD: dict[str, Callable[[], Bucket]] = {
 @pytest.mark.parametrize("what", ODD)
 def test_a_bucket_that_is_no_part_of_the_gradient_is_refused(what: str) -> None:
     incoming = Incoming(4)
-    incoming.begin(np.zeros(2 * SIZE + 1, dtype=np.float32))
+    incoming.begin(np.zeros(2 * SIZE + 1, dtype=np.float32), SIZE)
     with pytest.raises(ReductionError):
         incoming.add(ODD[what]())
 
 
 def test_a_part_that_never_came_is_missed() -> None:
     incoming = Incoming(1)
-    incoming.begin(np.zeros(2 * SIZE, dtype=np.float32))
+    incoming.begin(np.zeros(2 * SIZE, dtype=np.float32), SIZE)
     incoming.add(Bucket(TASK, 0, 1, SIZE, np.ones(SIZE, dtype=np.float32)))
     with pytest.raises(ReductionError, match="not all at 0 did"):
         incoming.complete([Partial(0, 1, None, np.ones(1))])
@@ -198,7 +199,7 @@ def test_a_part_that_never_came_is_missed() -> None:
 
 def test_a_sum_that_is_not_finite_is_refused_once_all_of_it_is_here() -> None:
     incoming = Incoming(2)
-    incoming.begin(np.zeros(SIZE, dtype=np.float32))
+    incoming.begin(np.zeros(SIZE, dtype=np.float32), SIZE)
     for shard in range(2):
         incoming.add(Bucket(TASK, shard, shard + 1, 0, np.full(SIZE, 3e38, dtype=np.float32)))
     with pytest.raises(NonFinite, match="lower the learning rate"):
@@ -252,7 +253,7 @@ def test_a_node_sent_in_buckets_has_the_bits_of_one_that_is_not(shards: int, emp
     wanted = b"" if whole is None else accumulator.flat(whole).numpy().tobytes()  # type: ignore[union-attr]
 
     sent: list[Bucket] = []
-    outgoing = Outgoing(parameters, layout, accumulator, sent.append)
+    outgoing = Outgoing(parameters, layout, SIZE, accumulator, sent.append)
     assert outgoing.worthwhile
     lefts = [fold(*node, leaf, accumulator.add) for node in spine(0, shards)]
     outgoing.begin(TASK, (0, shards), [left for left in lefts if left is not None])
@@ -291,7 +292,7 @@ def test_the_last_layers_are_sent_while_the_first_are_computed() -> None:
     layout = Layout({str(place): (5, 5) for place in range(3)})
     events: list[str] = []
     accumulator = Accumulator(layout, torch.empty(0))
-    outgoing = Outgoing(parameters, layout, accumulator, lambda bucket: events.append(f"sent {bucket.offset}"))
+    outgoing = Outgoing(parameters, layout, SIZE, accumulator, lambda bucket: events.append(f"sent {bucket.offset}"))
     outgoing.begin(TASK, (0, 1), [])
     x = torch.ones(2, 5, requires_grad=True)
     for place, layer in enumerate(layers):
@@ -318,7 +319,7 @@ def test_digests_do_not_depend_on_it(
 
     small_settings: dict[str, Any] = {"epochs": 1, "batch_size": 100, "seed": 7}
     found = {digest(workers) for workers in (1, 3)}
-    monkeypatch.setattr(buckets, "SIZE", 1 << 20)
+    monkeypatch.setattr(cut, "SIZE", 1 << 20)
     assert found == {digest(2)}
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dasktrain as dt
-from dasktrain import buckets
 from dasktrain.capacity import COLUMNS, MOST, PAYLOAD, WIDTH, ClusterPlan
 from dasktrain.cli import main
+from dasktrain.cut import bucket_for
 from dasktrain.errors import BadInput
 from dasktrain.fleet import default_shards, shares
 from dasktrain.messages import State, Task
@@ -93,10 +93,11 @@ def test_the_busiest_worker_has_the_shards_that_a_run_gives_it(plan: ClusterPlan
 def test_a_run_reduces_as_it_is_planned(parameters: int, workers: int, bandwidth: float) -> None:
     plan = dt.plan_cluster(parameters, 1.0, 1, bandwidth, workers)
     owners = Owners()
-    for worker in range(workers):
-        owners.add(f"tcp://10.0.0.{worker}:9", bandwidth / 8 * PAYLOAD)
-    owners.choose("auto", State(np.broadcast_to(np.float32(0), parameters), np.empty(0, np.uint8)))
-    ways = owners.ways([(f"tcp://10.0.0.{worker}:9", Task("r", "train", 0, 0, 0, 1)) for worker in range(workers)])
+    addresses = [f"tcp://10.0.0.{worker}:9" for worker in range(workers)]
+    for address in addresses:
+        owners.add(address, bandwidth / 8 * PAYLOAD)
+    owners.choose("auto", State(np.broadcast_to(np.float32(0), parameters), np.empty(0, np.uint8)), addresses)
+    ways = owners.ways([(address, Task("r", "train", 0, 0, 0, 1)) for address in addresses])
     assert bool(ways) is (plan.topology == "sharded")
 
 
@@ -111,7 +112,7 @@ def test_a_model_is_as_good_as_its_number_of_parameters() -> None:
 def test_the_wire_is_that_of_the_links() -> None:
     plan = dt.plan_cluster(**GIVEN, workers=12, workers_per_host=4)
     rate = GIVEN["bandwidth"] / 8 * PAYLOAD
-    links = Links(12, 3, WIDTH * GIVEN["parameters"], WIDTH * buckets.SIZE, rate)
+    links = Links(12, 3, WIDTH * GIVEN["parameters"], WIDTH * bucket_for(GIVEN["parameters"], 12), rate)
     assert (plan.hosts, plan.topology, plan.wire) == (3, "host pre-reduce", links.flat)
 
 

@@ -33,7 +33,7 @@ USUAL = (
 def test_results_are_those_of_one_worker_on_which_all_goes_well(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_parts = bool(batch % 2)
     if in_parts:
-        monkeypatch.setattr("dasktrain.buckets.SIZE", 7)
+        monkeypatch.setattr("dasktrain.cut.SIZE", 7)
     happened = schedules(BATCH, first_seed=batch * BATCH)
     assert happened["schedules"] == BATCH
     assert [fault for fault in USUAL if not happened[fault]] == []

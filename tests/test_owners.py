@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasktrain import buckets
+from dasktrain import cut
 from dasktrain.errors import WireError
 from dasktrain.fleet import shares
 from dasktrain.messages import Answer, Sharded, State, Table, Task, decode_way, encode_way
@@ -28,7 +28,7 @@ ALL = frozenset(range(4))
 def small() -> Iterator[None]:
     """Have buckets of a few numbers, and nobody overdue."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(buckets, "SIZE", SIZE)
+        patch.setattr(cut, "SIZE", SIZE)
         patch.setattr(owners, "LEAST", 1000.0)
         yield
 
@@ -38,7 +38,7 @@ def known(*workers: str, reduction: Reduction = "sharded", state: State = STATE,
     found = Owners()
     for worker in workers or WORKERS:
         found.add(worker, rate)
-    found.choose(reduction, state)
+    found.choose(reduction, state, WORKERS)
     return found
 
 
@@ -74,11 +74,11 @@ def test_each_is_told_its_place_and_all_of_them() -> None:
 @pytest.mark.parametrize(
     "state",
     [
-        State(STATE.parameters[: 3 * SIZE], EMPTY),
+        State(STATE.parameters[: 2 * SIZE], EMPTY),
         State(STATE.parameters, np.empty(STATE.parameters.nbytes + 1, np.uint8)),
         replace(STATE, tables=(Table(SIZE, 5, 5),)),
     ],
-    ids=["nothing to own for one", "more buffers than parameters", "tables"],
+    ids=["nothing to own for a third", "more buffers than parameters", "tables"],
 )
 def test_some_states_are_sent_as_ever(state: State) -> None:
     assert known(state=state).ways(asks()) == {}
@@ -93,11 +93,24 @@ def test_some_workers_are_sent_all_as_ever(workers: tuple[str, ...]) -> None:
     assert known(*workers).ways(asks(workers)) == {}
 
 
+@pytest.mark.parametrize(
+    ("reduction", "workers", "small"),
+    [("auto", WORKERS, True), ("sharded", WORKERS, True), ("flat", WORKERS, False), ("auto", WORKERS[:2], False)],
+)
+def test_buckets_are_small_only_where_many_may_own_some(
+    reduction: Reduction, workers: Sequence[str], small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut, "SIZE", 1 << 20)
+    found = Owners()
+    found.choose(reduction, State(np.zeros(1 << 20, np.float32), EMPTY), workers)
+    assert found.bucket == (1 << 20 if not small else 1 << 16)
+
+
 def test_those_that_cannot_are_left_out() -> None:
     found = known(*WORKERS[:3])
     assert set(found.ways(asks())) == set(WORKERS[:3])
     assert not found.may_reduce(WORKERS[3])
-    found.choose("flat", STATE)
+    found.choose("flat", STATE, WORKERS)
     assert not found.may_reduce(WORKERS[0])
     assert found.ways(asks()) == {}
 
@@ -127,7 +140,7 @@ def test_where_there_is_nothing_to_choose_nothing_is_told(
     found = Owners()
     for worker in workers:
         found.add(worker, rate)
-    found.choose(reduction, STATE)
+    found.choose(reduction, STATE, WORKERS)
     assert found.chosen() == ""
 
 
@@ -139,7 +152,7 @@ def test_where_there_is_nothing_to_choose_nothing_is_told(
         ("sharded", STATE, WORKERS, False),
         ("auto", STATE, WORKERS[:2], False),
         ("auto", STATE, (*WORKERS, WORKERS[0] + "9"), False),
-        ("auto", State(STATE.parameters[: 3 * SIZE], EMPTY), WORKERS, False),
+        ("auto", State(STATE.parameters[: 2 * SIZE], EMPTY), WORKERS, False),
     ],
 )
 def test_the_way_depends_on_links_where_both_ways_can_be(

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dasktrain import buckets
-from dasktrain.buckets import owner
+from dasktrain import cut
 from dasktrain.messages import (
     Answer,
     Bucket,
@@ -54,7 +53,7 @@ SHARES: tuple[Node, ...] = ((0, 3), (3, 5), (5, 8))
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have buckets of a few numbers, and nobody late because this machine has other things to do."""
-    monkeypatch.setattr(buckets, "SIZE", SIZE)
+    monkeypatch.setattr(cut, "SIZE", SIZE)
     monkeypatch.setattr(sharded, "SILENCE", PATIENCE)
     monkeypatch.setattr(sharded, "LOOK", 0.05)
 
@@ -111,7 +110,7 @@ class Peer:
     def asked(self, way: Sharded) -> None:
         """Be sent what belongs to a round."""
         self.way, self.task = way, way.tasks[way.place]
-        for part in parts(self.task, way, PARAMETERS):
+        for part in parts(self.task, way, PARAMETERS, SIZE):
             self.driver.send(*part)
 
     def begin(self) -> None:
@@ -195,7 +194,9 @@ def test_the_driver_sends_parameters_once_and_gets_each_sum_once(
         for place, worker in enumerate(workers):
             assert worker.parameters.tobytes() == PARAMETERS.tobytes()
             sent = worker.sent()
-            assert nodes_of(sent) == [(at, (0, SHARDS)) for at in OFFSETS if owner(at, len(workers)) == place]
+            assert nodes_of(sent) == [
+                (at, (0, SHARDS)) for at in OFFSETS if STREAM.cut.owner(at, len(workers)) == place
+            ]
             assert of_answers(sent) == [shares[place]]
             assert isinstance(sent[-1], Answer)
             assert worker.delivered == set(range(len(shares)))
@@ -208,11 +209,11 @@ def test_parameters_are_dealt_to_owners() -> None:
     sent: list[int] = []
     for place in range(3):
         way = Sharded("mesh", place, ("a", "b", "c"), (TASK,) * 3)
-        found = [header["part"] for header, _ in parts(TASK, way, PARAMETERS)]
-        assert {owner(offset, 3) for offset in found} <= {place}
+        found = [header["part"] for header, _ in parts(TASK, way, PARAMETERS, SIZE)]
+        assert {STREAM.cut.owner(offset, 3) for offset in found} <= {place}
         sent += found
     assert sorted(sent) == list(OFFSETS)
-    assert list(parts(TASK, None, PARAMETERS)) == []
+    assert list(parts(TASK, None, PARAMETERS, SIZE)) == []
 
 
 def test_only_what_belongs_to_a_node_is_added(peers: Callable[..., list[Peer]]) -> None:
@@ -221,7 +222,7 @@ def test_only_what_belongs_to_a_node_is_added(peers: Callable[..., list[Peer]]) 
     workers = peers(*shares)
     all_at_once(*(worker.round for worker in workers))
     for place, worker in enumerate(workers):
-        owned = [offset for offset in OFFSETS if owner(offset, 3) == place]
+        owned = [offset for offset in OFFSETS if STREAM.cut.owner(offset, 3) == place]
         assert nodes_of(worker.sent()) == [(at, node) for at in owned for node in ((1, 2), (2, 4), (6, 8))]
 
 

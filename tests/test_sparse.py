@@ -123,7 +123,7 @@ def test_rows_that_come_after_buckets_are_the_same(microbatch: int | None, monke
     trainer.compute = dt.Compute(microbatch=microbatch)
 
     def digest(workers: int, bucket: int) -> str:
-        monkeypatch.setattr("dasktrain.buckets.SIZE", bucket)
+        monkeypatch.setattr("dasktrain.cut.SIZE", bucket)
         return trainer.fit(PROBLEM.data, client=dt.LocalWire(workers), **SETTINGS).digest  # type: ignore[arg-type]
 
     assert {digest(1, 7), digest(3, 7)} == {digest(2, 1 << 20)}
@@ -141,7 +141,7 @@ def test_digest_equals_the_reference_on_a_cluster(clean: Client) -> None:
 
 @pytest.mark.parametrize("bucket", [7, 1 << 20])
 def test_workers_that_die_and_join_change_no_bit(bucket: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dasktrain.buckets.SIZE", bucket)
+    monkeypatch.setattr("dasktrain.cut.SIZE", bucket)
     happened = 0
     for seed in range(6):
         clock = Clock()

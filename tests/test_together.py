@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dasktrain import buckets
+from dasktrain import cut
 from dasktrain.buckets import Incoming
+from dasktrain.cut import Cut
 from dasktrain.messages import (
     Answer,
     Bucket,
@@ -39,7 +40,7 @@ from tests.test_buckets import leaves, summed
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="This system must have anonymous memory that can be sealed")
 
 SHARDS, SIZE, NUMBERS = 8, 5, 13
-STREAM = Stream(SHARDS, NUMBERS, "float32")
+STREAM = Stream(SHARDS, Cut(NUMBERS, SIZE), "float32")
 TASK = Task("r", "train", 0, 0, 0, SHARDS)
 VECTORS = leaves(SHARDS, NUMBERS, seed=3, empty=0.0)
 #: seconds for whatever must come
@@ -49,7 +50,7 @@ PATIENCE = 20.0
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have buckets of a few numbers, and nobody late because this machine has other things to do."""
-    monkeypatch.setattr(buckets, "SIZE", SIZE)
+    monkeypatch.setattr(cut, "SIZE", SIZE)
     monkeypatch.setattr(together, "LEAST", PATIENCE)
     monkeypatch.setattr(together, "SILENCE", PATIENCE)
     monkeypatch.setattr(together, "SIGN", 0.05)
@@ -155,7 +156,7 @@ def of_answers(replies: Sequence[Reply]) -> list[Node]:
 def total(replies: Sequence[Reply]) -> bytes:
     """Return the driver's sum of what came, as far as it came before its answer."""
     incoming, partials = Incoming(SHARDS), []
-    incoming.begin(np.zeros(NUMBERS, dtype=np.float32))
+    incoming.begin(np.zeros(NUMBERS, dtype=np.float32), SIZE)
     for reply in replies:
         if isinstance(reply, Bucket):
             assert reply.task.start <= reply.start < reply.stop <= reply.task.stop

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasktrain.topology import FEWEST, Links, Reduction
+from dasktrain.cut import LEAST, TURNS, bucket_for
+from dasktrain.topology import FEWEST, MESSAGE, Links, Reduction
 
 MB = 1 << 20
 #: 100 MB over 1 Gbit/s
@@ -35,6 +36,18 @@ def test_an_owner_that_has_a_bucket_more_than_others_holds_them_up() -> None:
     assert odd.sharded == pytest.approx((8 + 2 * 7 + 9 + 7) * LINKS.bucket / LINKS.rate, rel=0.01)
 
 
+@given(st.integers(FEWEST, 1024), st.data())
+def test_rounds_do_not_grow_with_workers_as_long_as_buckets_are_worth_a_message(
+    workers: int, data: st.DataObject
+) -> None:
+    numbers = data.draw(st.integers(TURNS * workers * LEAST, 1 << 32))
+    bucket = bucket_for(numbers, workers)
+    links = Links(workers, workers, 4 * numbers, 4 * bucket, 125e6)
+    # an owner has one bucket more than others at most, of TURNS or more, and waits for the first of all
+    assert links.sharded <= (2 + 3 / TURNS) * links.size / links.rate + 2 * MESSAGE * (workers + numbers / bucket)
+    assert links.best("auto") == "sharded"
+
+
 @given(st.integers(FEWEST, 500), st.integers(1, 1 << 32))
 def test_no_round_is_shorter_than_what_the_busiest_link_carries(workers: int, size: int) -> None:
     links = replace(LINKS, workers=workers, hosts=workers, size=size)
@@ -49,8 +62,8 @@ def test_adding_up_on_hosts_saves_gradients_and_no_parameters() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"workers": FEWEST - 1, "hosts": FEWEST - 1}, {"hosts": 3}, {"size": 12 * MB}],
-    ids=["too few", "some share a host", "nothing to own for one"],
+    [{"workers": FEWEST - 1, "hosts": FEWEST - 1}, {"hosts": 3}, {"size": 8 * MB}],
+    ids=["too few", "some share a host", "nothing to own for a third"],
 )
 def test_what_cannot_be_sharded_is_flat_whatever_was_asked_for(change: dict[str, int]) -> None:
     links = replace(LINKS, **change)  # type: ignore[arg-type]

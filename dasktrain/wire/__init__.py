@@ -73,8 +73,12 @@ class Wire(Protocol):
         Return the `fingerprint` each of them has.
         """
 
-    def choose(self, reduction: Reduction, state: State) -> None:
-        """Have parameters and gradients of states like this one travel in some way."""
+    def choose(self, reduction: Reduction, state: State, shards: int) -> None:
+        """Have parameters and gradients of states like this one travel in some way, for so many shards."""
+
+    @property
+    def bucket(self) -> int:
+        """Numbers of each bucket of a gradient, once the way was chosen."""
 
     def attach(self, replica: bytes) -> None:
         """Tell from now on who joins; ``run_packed(replica, read)`` is the replica of whoever is leased."""

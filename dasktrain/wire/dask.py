@@ -146,9 +146,14 @@ class DaskWire:
         for worker in sorted(self.client.nthreads()):
             inbox.tell(Joined(worker))
 
-    def choose(self, reduction: Reduction, state: State) -> None:
+    def choose(self, reduction: Reduction, state: State, shards: int) -> None:
         """Have workers elsewhere reduce among themselves, or not, or whichever is quicker."""
-        self._owners.choose(reduction, state)
+        self._owners.choose(reduction, state, self.workers[:shards])  # the others are spares
+
+    @property
+    def bucket(self) -> int:
+        """Numbers of each bucket of a gradient."""
+        return self._owners.bucket
 
     def chosen(self) -> str:
         """Return what to tell of the way of rounds."""
@@ -227,7 +232,7 @@ class DaskWire:
         encode = partial(self._changes.encode, worker) if changes else encode_ask
         with_it = replace(state, parameters=state.parameters[:0]) if isinstance(way, Sharded) else state
         header, arrays = encode(task, with_it)
-        self._tell(worker, (header | encode_way(way), arrays), *parts(task, way, state.parameters))
+        self._tell(worker, (header | encode_way(way), arrays), *parts(task, way, state.parameters, self.bucket))
 
     def _tell(self, worker: str, *messages: tuple[Header, Sequence[Vector]]) -> None:
         """Send messages, as far as the connection takes them now; if it is gone, that is in the news."""

@@ -10,6 +10,7 @@ import dask
 import numpy as np
 from dask.delayed import Delayed
 
+from dasktrain import cut
 from dasktrain.errors import BadInput
 from dasktrain.events import Answered, Event, Failed, Joined, Ready, Received
 from dasktrain.messages import Bucket, Failure, Kind, State, Task
@@ -70,8 +71,13 @@ class LocalWire:
         self._replica = replica
         self._events.extend(Joined(worker) for worker in self.workers)
 
-    def choose(self, reduction: Reduction, state: State) -> None:
+    def choose(self, reduction: Reduction, state: State, shards: int) -> None:
         """Nothing travels."""
+
+    @property
+    def bucket(self) -> int:
+        """Numbers of each bucket of a gradient."""
+        return cut.SIZE
 
     def chosen(self) -> str:
         """There is nothing to tell."""

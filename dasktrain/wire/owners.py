@@ -8,8 +8,8 @@ from statistics import median
 from time import monotonic
 from urllib.parse import urlsplit
 
-from dasktrain import buckets
-from dasktrain.buckets import owner
+from dasktrain import cut
+from dasktrain.cut import Cut, bucket_for
 from dasktrain.messages import Answer, Header, Sharded, State, Task, Vector, Way, encode_part
 from dasktrain.topology import FEWEST, Links, Reduction
 from dasktrain.wire.parties import Ask
@@ -17,7 +17,7 @@ from dasktrain.wire.parties import Ask
 #: after the first answer of a round the others are waited for as long again as that took, and at least so many seconds
 LEAST = 0.5
 #: what must be for workers to reduce among themselves
-NEEDS = f"{FEWEST} or more workers, on hosts of their own, and {buckets.SIZE:,} parameters for each"
+NEEDS = f"{FEWEST} or more workers, on hosts of their own, and {FEWEST * cut.LEAST:,} parameters"
 
 
 @dataclass
@@ -64,7 +64,8 @@ class Owners:
 
     def __init__(self) -> None:
         self.reduction: Reduction = "flat"
-        self._size, self._bucket = 0, 1  # bytes of the parameters, 0 if they cannot be sharded, and of a bucket
+        self._size, self._width = 0, 1  # bytes of the parameters, 0 if they cannot be sharded, and of each
+        self.bucket = cut.SIZE
         self._able: dict[str, float | None] = {}  # worker -> bytes a second, if they were measured
         self._alone: set[str] = set()
         self._epoch = -1
@@ -90,12 +91,14 @@ class Owners:
         """Return whether a worker might take part in the next round."""
         return self.reduction != "flat" and worker in self._able
 
-    def choose(self, reduction: Reduction, state: State) -> None:
-        """Reduce states like this one in some way from the next round on."""
+    def choose(self, reduction: Reduction, state: State, workers: Sequence[str]) -> None:
+        """Reduce states like this one in some way from the next round on; so far there are these workers."""
         self.reduction = reduction
         sharded = not state.tables and state.parameters.nbytes >= state.buffers.nbytes
         self._size = state.parameters.nbytes if sharded else 0
-        self._bucket = buckets.SIZE * state.parameters.itemsize
+        self._width = state.parameters.itemsize
+        if sharded and reduction != "flat" and self._links(workers).are_apart:
+            self.bucket = bucket_for(len(state.parameters), len(workers))
 
     def depends(self, workers: Collection[str]) -> bool:
         """Return whether, if these are the workers, it depends on their links how they reduce."""
@@ -120,7 +123,8 @@ class Owners:
         """Return what is known of some workers' links; one that nobody has measured carries any number of bytes."""
         hosts = {urlsplit(worker).hostname for worker in workers}
         rates = [rate for rate in list(self._able.values()) if rate is not None]  # a copy: others' threads ask, too
-        return Links(len(workers), len(hosts), self._size, self._bucket, median(rates) if rates else inf)
+        rate = median(rates) if rates else inf
+        return Links(len(workers), len(hosts), self._size, self._width * self.bucket, rate)
 
     def ways(self, asks: Sequence[Ask]) -> dict[str, Sharded]:
         """Begin a round; return how it is reduced by those that do so among themselves."""
@@ -252,10 +256,11 @@ class Owners:
         self._alone |= {worker for place, worker in enumerate(round.tasks) if place in places}
 
 
-def parts(task: Task, way: Way, parameters: Vector) -> Iterator[tuple[Header, list[Vector]]]:
+def parts(task: Task, way: Way, parameters: Vector, bucket: int) -> Iterator[tuple[Header, list[Vector]]]:
     """Yield messages with those parameters that a worker gets from the driver and owns, if workers own some."""
     if not isinstance(way, Sharded):
         return
-    for offset in range(0, len(parameters), buckets.SIZE):
-        if owner(offset, len(way.peers)) == way.place:
-            yield encode_part(task, offset, parameters[offset : offset + buckets.SIZE])
+    whole = Cut(len(parameters), bucket)
+    for offset in whole.offsets:
+        if whole.owner(offset, len(way.peers)) == way.place:
+            yield encode_part(task, offset, parameters[whole.place(offset)])

@@ -17,8 +17,7 @@ from time import monotonic
 
 import numpy as np
 
-from dasktrain import buckets
-from dasktrain.buckets import Rising, owner
+from dasktrain.buckets import Rising
 from dasktrain.errors import ReductionError, WireError
 from dasktrain.messages import (
     Answer,
@@ -69,9 +68,9 @@ class Member:
     def __init__(self, channel: Channel, meet: Callable[[Sharded], Lines], stream: Stream) -> None:
         self._channel, self._meet, self._stream = channel, meet, stream
         self._rising = Rising(stream.shards, self._send)
-        self._parameters = np.empty(stream.size, dtype=stream.dtype)
+        self._parameters = np.empty(stream.cut.numbers, dtype=stream.dtype)
         self._mesh, self._lines = "", Lines()
-        self._missing: set[int] = set()  # offsets of parameters
+        self._missing: dict[int, set[int]] = {}  # of owners by their places, offsets of parameters
         self._awaited: set[int] = set()  # places of peers whose sums are to come
         self._kept: list[Bucket] = []
         self._patience = SILENCE
@@ -83,16 +82,17 @@ class Member:
             self.close()
             self._lines = self._meet(way)
             self._mesh = way.mesh
-        self._rising.start(self._stream.size, self._parameters.dtype, tops(way.tasks, self._stream.shards))
-        self._missing = set(self._rising.offsets)
+        self._rising.start(self._stream.cut, self._parameters.dtype, tops(way.tasks, self._stream.shards))
+        self._missing = {}
+        for offset in self._stream.cut.offsets:
+            self._missing.setdefault(self._owner(offset), set()).add(offset)
         self._awaited = set(range(len(way.peers))) - {way.place} if task.kind == "train" else set()
         self._lines.add(DRIVER, self._channel)
         self._serve_while(lambda: self._can_come() or self._lines.sending)
         if not self._missing:
             return self._parameters
         self._leave()
-        lacking = {owner(offset, len(way.peers)) for offset in self._missing}
-        self._channel.send(encode_mark(LACKS, task, sorted(lacking)))
+        self._channel.send(encode_mark(LACKS, task, sorted(self._missing)))
         return None
 
     def take(self, reply: Reply) -> None:
@@ -111,7 +111,7 @@ class Member:
         """Send the driver itself what some owners have not delivered of the latest task."""
         wanted = set(places)
         for bucket in self._kept:
-            if bucket.task == task and owner(bucket.offset, len(self._way.peers)) in wanted:
+            if bucket.task == task and self._owner(bucket.offset) in wanted:
                 self._channel.send(*encode_reply(bucket))
         self._channel.send(encode_mark(SENT_AGAIN, task, sorted(wanted)))
 
@@ -124,7 +124,7 @@ class Member:
 
     def _give(self, bucket: Bucket) -> None:
         """Send a bucket to its owner, who may be this one."""
-        place = owner(bucket.offset, len(self._way.peers))
+        place = self._owner(bucket.offset)
         if place == self._way.place:
             self._rising.add(bucket)
         else:
@@ -168,13 +168,15 @@ class Member:
 
     def _owned(self) -> Iterator[int]:
         """Yield where the buckets begin that this worker owns."""
-        peers, place = len(self._way.peers), self._way.place
-        return (offset for offset in self._rising.offsets if owner(offset, peers) == place)
+        return (offset for offset in self._stream.cut.offsets if self._owner(offset) == self._way.place)
+
+    def _owner(self, offset: int) -> int:
+        """Return the place of the peer that owns a bucket."""
+        return self._stream.cut.owner(offset, len(self._way.peers))
 
     def _can_come(self) -> bool:
         """Whether parameters are missing, and whoever sends them is there."""
-        owners = {owner(offset, len(self._way.peers)) for offset in self._missing}
-        return any(place == self._way.place or place in self._lines for place in owners)
+        return any(place == self._way.place or place in self._lines for place in self._missing)
 
     def _leave(self) -> None:
         """Be of no further use to the peers in this round, which they see."""
@@ -220,22 +222,24 @@ class Member:
             return
         if not own.start <= reply.start < reply.stop <= own.stop:
             raise WireError(f"Sums of {own} must be of its shards, however one is of {reply.start}; report this")
-        if owner(reply.offset, len(self._way.peers)) != self._way.place:
+        if self._owner(reply.offset) != self._way.place:
             raise WireError(f"Buckets must go to their owner, however the one at {reply.offset} did not; report this")
         self._rising.add(reply)
 
     def _keep_part(self, place: int, header: dict[str, object], frames: list[object]) -> None:
         """Take a part of the parameters that a peer owns, and pass it on if it is one's own."""
         task, offset, values = decode_part(header, frames)
-        size = min(buckets.SIZE, self._stream.size - offset)
-        wanted = self._way.tasks[place], self._parameters.dtype, size
-        if (task, values.dtype, len(values)) != wanted or offset not in self._missing:
-            raise WireError(f"Parameters must be parts of {wanted}, however one at {offset} is not; report this")
-        if owner(offset, len(self._way.peers)) != place:
-            raise WireError(f"Parameters must come from their owner, however those at {offset} did not; report this")
-        kept = self._parameters[offset : offset + size]
+        kept = self._parameters[self._stream.cut.place(offset)]
+        wanted = self._way.tasks[place], kept.dtype, len(kept)
+        missing = self._missing.get(place, set())
+        if (task, values.dtype, len(values)) != wanted or offset not in missing:
+            raise WireError(
+                f"Parts of {wanted} must come once, from their owner, however one at {offset} does not; report this"
+            )
         kept[:] = values
-        self._missing.remove(offset)
+        missing.remove(offset)
+        if not missing:
+            del self._missing[place]
         if place == self._way.place:
             for other in self._others():
                 self._lines.post(other, *encode_part(task, offset, kept))

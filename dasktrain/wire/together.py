@@ -170,7 +170,7 @@ class Adding:
         self._awaited = set(way.tasks)
         stream = self._stream
         tops = subtrees(self._joint.start, self._joint.stop, stream.shards)
-        self._rising.start(stream.size, np.dtype(stream.dtype), tops)
+        self._rising.start(stream.cut, np.dtype(stream.dtype), tops)
 
     def take(self, reply: Reply) -> None:
         """Add what this worker sums; after its answer wait for the others and send what is left."""
@@ -238,7 +238,7 @@ class Adding:
         """Have the siblings of nodes without rows, of which there are no buckets, go up."""
         for partial in answer.partials:
             if partial.sums is None:
-                for offset in self._rising.offsets:
+                for offset in self._stream.cut.offsets:
                     self._rising.put(offset, (partial.start, partial.stop), None)
 
     def _send(self, offset: int, node: Node, values: Vector | None) -> None:

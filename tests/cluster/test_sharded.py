@@ -17,6 +17,7 @@ from torch import nn
 
 import dasktrain as dt
 from dasktrain import buckets
+from dasktrain.cut import Cut, bucket_for
 from dasktrain.errors import BadInput
 from dasktrain.messages import Bucket, Header, Vector
 from dasktrain.wire import bandwidth
@@ -28,7 +29,7 @@ from tests.saboteurs import Once
 
 WORKERS, SHARDS = 3, 4
 #: buckets of a gradient
-BUCKETS = -(-WIDE // buckets.SIZE)
+BUCKETS = len(Cut(WIDE, bucket_for(WIDE, WORKERS)).offsets)
 
 
 class Hosts(LocalCluster):

@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 from torch import Tensor, nn
 
 import dasktrain as dt
-from dasktrain import buckets
+from dasktrain import buckets, cut
 from dasktrain.fitting import CANARY_ROWS
 from dasktrain.messages import Bucket
 from dasktrain.wire import dask as on_dask
@@ -27,7 +27,7 @@ from tests.saboteurs import Once
 
 PROBLEM = PROBLEMS[0]
 #: numbers in several buckets
-WIDE = 5 * buckets.SIZE // 2
+WIDE = 5 * cut.SIZE // 2
 WORKERS, SHARDS, ROUNDS = 2, 4, 6
 #: the shards of each worker, and of all of them
 APART, TOGETHER = {(0, 2), (2, 4)}, (0, SHARDS)

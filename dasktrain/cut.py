@@ -1,0 +1,45 @@
+"""A vector of numbers cut into buckets, each of which travels, and is added up, by itself."""
+
+from dataclasses import dataclass
+
+#: numbers in a bucket, at most: 4 MB of float32, 30 ms of 1 Gbit/s
+SIZE = 1 << 20
+#: and at least, where that depends on who owns them: as many as are worth a message
+LEAST = 1 << 14
+#: buckets that each owner is to have, so that none carries much more than another
+TURNS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a vector is cut: after every `bucket` numbers.
+
+    Attributes
+    ----------
+    numbers : int
+        Of the whole vector.
+    bucket : int
+        Of each bucket but the last, which may have fewer.
+    """
+
+    numbers: int
+    bucket: int
+
+    @property
+    def offsets(self) -> range:
+        """The first number of each bucket."""
+        return range(0, self.numbers, self.bucket)
+
+    def place(self, offset: int) -> slice:
+        """Return where in the vector the bucket lies that begins at a number."""
+        return slice(offset, min(offset + self.bucket, self.numbers))
+
+    def owner(self, offset: int, peers: int) -> int:
+        """Return which of some peers owns the bucket that begins at a number: they take turns."""
+        return offset // self.bucket % peers
+
+
+def bucket_for(numbers: int, owners: int) -> int:
+    """Return how many numbers, a power of two, a bucket has of a vector of which so many own some."""
+    share = numbers // (TURNS * owners)
+    return min(SIZE, max(LEAST, 1 << share.bit_length() >> 1))
