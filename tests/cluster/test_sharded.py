@@ -23,13 +23,14 @@ from dasktrain.messages import Bucket, Header, Vector
 from dasktrain.wire import bandwidth
 from dasktrain.wire.channel import Channel, Message
 from tests.cluster.test_shared_memory import pids
-from tests.cluster.test_together import PROBLEM, ROUNDS, WIDE, made
+from tests.cluster.test_together import PROBLEM, ROUNDS, made
 from tests.leftovers import assert_left
 from tests.saboteurs import Once
 
 WORKERS, SHARDS = 3, 4
+NUMBERS = sum(parameter.numel() for parameter in made().parameters())
 #: buckets of a gradient
-BUCKETS = len(Cut(WIDE, bucket_for(WIDE, WORKERS)).offsets)
+BUCKETS = len(Cut(NUMBERS, bucket_for(NUMBERS, WORKERS)).offsets)
 
 
 class Hosts(LocalCluster):
