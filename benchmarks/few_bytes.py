@@ -28,10 +28,12 @@ from dasktrain.models import Decoder
 from dasktrain.strategies import Strategy
 
 CONTEXT, BATCH, VOCABULARY, WORKERS, ROUNDS, STEPS = 64, 32, 259, 2, 3942, 100
-WARMUP, FIRST, LISTEN = 100, 300, 10.0
+WARMUP, LISTEN = 100, 10.0
+#: rounds of averaging before DiLoCo: four stretches, and as many as leave whole ones to the end of two epochs
+FIRST = 272
 #: how to train for so many rounds, or for all that are left
 Part = tuple[Strategy, Compression | None, int | None]
-AVERAGING_FIRST: Part = dt.GradientAveraging(), dt.PowerSGD(), FIRST
+AVERAGING_FIRST: Part = dt.GradientAveraging(), dt.PowerSGD(every=FIRST // 4), FIRST
 #: the two epochs that ROUNDS are, in one of several ways; averaging is what others are measured by
 WAYS: dict[str, list[Part]] = {
     "averaging": [(dt.GradientAveraging(), None, None)],
