@@ -163,12 +163,15 @@ class Sharded:
         Their addresses.
     tasks : tuple of Task
         What each of them computes.
+    is_new : bool
+        Whether the worker is told peers and shards, which stay as they are as long as the mesh does.
     """
 
     mesh: str
     place: int
     peers: tuple[str, ...]
     tasks: tuple[Task, ...]
+    is_new: bool = True
 
 
 #: how parameters come and an answer is to be sent; None: as ever
@@ -182,6 +185,8 @@ def encode_way(way: Way) -> Header:
             return {"via": gate}
         case Joint(tasks):
             return {"joint": [(task.start, task.stop) for task in tasks]}
+        case Sharded(mesh, place, is_new=False):
+            return {"mesh": mesh, "place": place}
         case Sharded(mesh, place, peers, tasks):
             shares = [(task.start, task.stop) for task in tasks]
             return {"mesh": mesh, "place": place, "peers": list(peers), "shares": shares}
@@ -243,6 +248,8 @@ def decode_way(header: Header, task: Task) -> Way:
 
 
 def _sharded(header: Header, task: Task) -> Sharded:
+    if "peers" not in header:
+        return Sharded(_of(str, header["mesh"]), _of(int, header["place"]), (), (), is_new=False)
     tasks = tuple(replace(task, start=_of(int, start), stop=_of(int, stop)) for start, stop in header["shares"])
     peers, place = tuple(_of(str, peer) for peer in header["peers"]), _of(int, header["place"])
     if len(peers) != len(tasks) or not 0 <= place < len(peers) or tasks[place] != task:

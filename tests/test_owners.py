@@ -292,6 +292,18 @@ def test_validation_counts_at_once() -> None:
     assert [worker for worker, _ in found.complete()] == [WORKERS[0]]
 
 
+def test_peers_and_shards_are_told_once() -> None:
+    found = known()
+    header = encode_way(found.ways(asks())[WORKERS[1]])
+    for _ in range(2):
+        way = found.ways(asks())[WORKERS[1]]
+        assert isinstance(way, Sharded)
+        assert encode_way(way) == {name: header[name] for name in ("mesh", "place")}
+        assert (way.peers, way.tasks) == (WORKERS, tuple(task for _, task in asks()))
+    moved = [(worker, replace(task, stop=task.stop + 1)) for worker, task in asks()]
+    assert encode_way(found.ways(moved)[WORKERS[1]]).keys() == header.keys()
+
+
 @pytest.mark.parametrize("change", [{"place": 4}, {"place": -1}, {"place": 2}, {"peers": WORKERS[:3]}, {"peers": (1,)}])
 def test_a_way_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
     way = known().ways(asks())[WORKERS[1]]

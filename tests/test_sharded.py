@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dasktrain import cut
+from dasktrain.errors import WireError
 from dasktrain.messages import (
     Answer,
     Bucket,
@@ -20,8 +21,10 @@ from dasktrain.messages import (
     Sharded,
     decode_places,
     decode_reply,
+    decode_way,
     encode_part,
     encode_reply,
+    encode_way,
 )
 from dasktrain.reduce import Node, subtrees
 from dasktrain.wire import sharded
@@ -109,7 +112,8 @@ class Peer:
 
     def asked(self, way: Sharded) -> None:
         """Be sent what belongs to a round."""
-        self.way, self.task = way, way.tasks[way.place]
+        self.task = way.tasks[way.place]
+        self.way: Any = decode_way(encode_way(way), self.task)
         for part in parts(self.task, way, PARAMETERS, SIZE):
             self.driver.send(*part)
 
@@ -171,11 +175,11 @@ def peers(meshes: Meshes) -> Iterator[Callable[..., list[Peer]]]:
         yield make
 
 
-def ask(peers: Sequence[Peer], shares: Sequence[Node], mesh: str = "mesh", round: int = 0) -> None:
+def ask(peers: Sequence[Peer], shares: Sequence[Node], mesh: str = "mesh", round: int = 0, is_new: bool = True) -> None:
     tasks = tuple(replace(TASK, start=start, stop=stop, round=round) for start, stop in shares)
     addresses = tuple(f"tcp://{place}" for place in range(len(peers)))
     for place, peer in enumerate(peers):
-        peer.asked(Sharded(mesh, place, addresses, tasks))
+        peer.asked(Sharded(mesh, place, addresses, tasks, is_new))
 
 
 def nodes_of(replies: Sequence[Reply]) -> list[tuple[int, Node]]:
@@ -202,7 +206,14 @@ def test_the_driver_sends_parameters_once_and_gets_each_sum_once(
             assert worker.delivered == set(range(len(shares)))
             replies += sent
         assert total(replies) == wanted()
-        ask(workers, shares, round=round + 1)
+        ask(workers, shares, round=round + 1, is_new=round == 1)  # told once, and told again
+
+
+def test_peers_must_be_told_of_each_other_once(peers: Callable[..., list[Peer]]) -> None:
+    (worker, *_) = peers(*SHARES)
+    ask([worker], SHARES[:1], is_new=False)
+    with pytest.raises(WireError, match="told"):
+        worker.begin()
 
 
 def test_parameters_are_dealt_to_owners() -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from dasktrain import cut
 from dasktrain.cut import Cut, bucket_for
 from dasktrain.messages import Answer, Header, Sharded, State, Task, Vector, Way, encode_part
+from dasktrain.reduce import Node
 from dasktrain.topology import FEWEST, Links, Reduction
 from dasktrain.wire.parties import Ask
 
@@ -69,7 +70,7 @@ class Owners:
         self._able: dict[str, float | None] = {}  # worker -> bytes a second, if they were measured
         self._alone: set[str] = set()
         self._epoch = -1
-        self._mesh: tuple[str, tuple[str, ...]] = "", ()
+        self._mesh: tuple[str, tuple[str, ...], list[Node]] = "", (), []  # and who computes what
         self._round: Round | None = None
         self._complete: list[tuple[str, Answer]] = []
 
@@ -133,14 +134,15 @@ class Owners:
         tasks = {worker: task for worker, task in asks if self.may_reduce(worker) and worker not in self._alone}
         if self._links(tasks).best(self.reduction) == "flat":
             return {}
-        peers = tuple(tasks)
-        if self._mesh[1] != peers:
-            self._mesh = secrets.token_hex(16), peers
+        peers, shares = tuple(tasks), [(task.start, task.stop) for task in tasks.values()]
+        is_new = self._mesh[1:] != (peers, shares)
+        if is_new:
+            self._mesh = secrets.token_hex(16), peers, shares
         train = all(task.kind == "train" for task in tasks.values())
         everybody = set(range(len(peers))) if train else set[int]()
         self._round = Round(tasks, {worker: set(everybody) for worker in peers})
-        shares = tuple(tasks.values())
-        return {worker: Sharded(self._mesh[0], place, peers, shares) for place, worker in enumerate(peers)}
+        mesh, all_tasks = self._mesh[0], tuple(tasks.values())
+        return {worker: Sharded(mesh, place, peers, all_tasks, is_new) for place, worker in enumerate(peers)}
 
     # -- what comes -----------------------------------------------------------------------------------------------
 
@@ -240,7 +242,7 @@ class Owners:
     def _fault(self, round: Round) -> None:
         """Have the connections of this round not used in another."""
         round.faulty = True
-        self._mesh = "", ()
+        self._mesh = "", (), []
 
     def _blame(self, round: Round, place: int, missed: set[int]) -> set[int]:
         """Leave out whom the first misses that misses anyone: itself, if that is most of the others; return whom."""

@@ -69,7 +69,7 @@ class Member:
         self._channel, self._meet, self._stream = channel, meet, stream
         self._rising = Rising(stream.shards, self._send)
         self._parameters = np.empty(stream.cut.numbers, dtype=stream.dtype)
-        self._mesh, self._lines = "", Lines()
+        self._way, self._mesh, self._lines = Sharded("", 0, (), ()), "", Lines()
         self._missing: dict[int, set[int]] = {}  # of owners by their places, offsets of parameters
         self._awaited: set[int] = set()  # places of peers whose sums are to come
         self._kept: list[Bucket] = []
@@ -77,7 +77,8 @@ class Member:
 
     def begin(self, task: Task, way: Sharded) -> Vector | None:
         """Begin a round; return its parameters, or None if some do not come, which the driver is told."""
-        self._task, self._way, self._kept = task, way, []
+        self._task, self._way, self._kept = task, self._known(task, way), []
+        way = self._way
         if self._mesh != way.mesh:
             self.close()
             self._lines = self._meet(way)
@@ -94,6 +95,14 @@ class Member:
         self._leave()
         self._channel.send(encode_mark(LACKS, task, sorted(self._missing)))
         return None
+
+    def _known(self, task: Task, way: Sharded) -> Sharded:
+        """Return a way with all that was told of it when its mesh was new."""
+        if way.is_new:
+            return way
+        if (way.mesh, way.place) != (self._way.mesh, self._way.place):
+            raise WireError("Peers must be told before they reduce, however they were not; report this")
+        return replace(self._way, tasks=tuple(replace(task, start=t.start, stop=t.stop) for t in self._way.tasks))
 
     def take(self, reply: Reply) -> None:
         """Send something: a bucket to its owner, an answer after all that belongs to it."""

@@ -79,6 +79,7 @@ MESSAGES: tuple[tuple[Callable[..., Any], Message], ...] = (
     (lambda header, _: decode_way(header, TASK), (encode_way(Joint((replace(TASK, start=5, stop=6),))), [])),
     (lambda header, _: decode_way(header, TASK), (encode_way(Via("gate")), [])),
     (lambda header, _: decode_way(header, TASK), (encode_way(SHARDED), [])),
+    (lambda header, _: decode_way(header, TASK), (encode_way(replace(SHARDED, is_new=False)), [])),
     (lambda header, _: decode_mark(header), (encode_mark("comes", TASK), [])),
     (lambda header, _: (decode_mark(header), decode_places(header)), (encode_mark("lacks", TASK, (1, 2)), [])),
     (decode_part, encode_part(TASK, 7, NUMBERS)),
