@@ -30,7 +30,7 @@ from dasktrain.topology import FEWEST
 from tests.network.hosts import Network, connected, missing
 
 WORKERS = ("amy", "bob", "cat", "dan", "eve", "fay", "gus", "hal")
-#: 10 million parameters, 10 buckets: of 8 owners two have two of them
+#: 10 million parameters
 WIDTH = 3100
 ROUNDS, WARM, MBIT = 3, 1, 200
 #: what a round's seconds are spent on after the last answer
@@ -38,15 +38,15 @@ AFTER = ("reduce", "step")
 GOAL = 0.25
 
 
-def model() -> nn.Module:
+def model(width: int) -> nn.Module:
     """Return the model."""
-    return mlp(INPUTS, WIDTH, CLASSES)
+    return mlp(INPUTS, width, CLASSES)
 
 
 # -- on the driver's host ---------------------------------------------------------------------------------------
 
 
-def drive(scheduler: str, rounds: str) -> list[dict[str, Any]]:
+def drive(scheduler: str, rounds: int, width: int) -> list[dict[str, Any]]:
     """Be the driver's host: train on all workers, on one less, and so on; each time with as many here as well."""
     found = []
     here = LocalCluster(n_workers=len(WORKERS), threads_per_worker=1, dashboard_address=":0")
@@ -57,9 +57,9 @@ def drive(scheduler: str, rounds: str) -> list[dict[str, Any]]:
             found.append(
                 {
                     "workers": workers,
-                    "local": train(near, workers, int(rounds), "auto"),
-                    "flat": train(far, workers, int(rounds), "flat"),
-                    **({"sharded": train(far, workers, int(rounds), "sharded")} if workers >= FEWEST else {}),
+                    "local": train(near, workers, rounds, width, "auto"),
+                    "flat": train(far, workers, rounds, width, "flat"),
+                    **({"sharded": train(far, workers, rounds, width, "sharded")} if workers >= FEWEST else {}),
                 }
             )
             for client in (near, far):
@@ -67,12 +67,12 @@ def drive(scheduler: str, rounds: str) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def train(client: Client, workers: int, rounds: int, way: str) -> list[dict[str, Any]]:
+def train(client: Client, workers: int, rounds: int, width: int, way: str) -> list[dict[str, Any]]:
     """Return what is recorded of rounds in which each worker has a row."""
     assert len(client.nthreads()) == workers
     rng = np.random.default_rng(0)
     data = dt.Arrays(rng.normal(size=(8 * len(WORKERS), INPUTS)).astype(np.float32), rng.integers(0, CLASSES, 64))
-    trainer = dt.Trainer(model(), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.01), observers=[])
+    trainer = dt.Trainer(model(width), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.01), observers=[])
     settings: dict[str, Any] = {"batch_size": workers, "shards": workers, "max_rounds": rounds + WARM}
     result = trainer.fit(data, client=client, driver="client", reduction=way, **settings)  # type: ignore[arg-type]
     return result.history.rounds[WARM:]
@@ -81,29 +81,29 @@ def train(client: Client, workers: int, rounds: int, way: str) -> list[dict[str,
 # -- around the hosts -------------------------------------------------------------------------------------------
 
 
-def measured(network: Network, folder: Path, rounds: int, mbit: int) -> list[dict[str, Any]]:
+def measured(network: Network, folder: Path, rounds: int, width: int, mbit: int) -> list[dict[str, Any]]:
     """Start everything on its host, and return what the driver says."""
     with (folder / "log").open("w") as log:
         scheduler, _ = started(network, folder, log, WORKERS, mbit)
-        found: Any = said(network, folder, __spec__.name, "drive", scheduler, str(rounds))
+        found: Any = said(network, folder, __spec__.name, "drive", scheduler, str(rounds), str(width))
     return list(found)
 
 
-def predicted(workers: int, local: list[dict[str, Any]], mbit: int, reduction: Any) -> dt.ClusterPlan:
+def predicted(workers: int, local: list[dict[str, Any]], width: int, mbit: int, reduction: Any) -> dt.ClusterPlan:
     """Return what is predicted, from what as many workers take that share the driver's memory."""
     after = median([sum(record[part] for part in AFTER) for record in local])
     compute = median([record["seconds"] for record in local]) - after
     settings = {"shards": workers, "reduction": reduction, "step_seconds": after}
-    return dt.plan_cluster(model(), 1 / compute, workers, mbit * 1e6, workers, **settings)
+    return dt.plan_cluster(model(width), 1 / compute, workers, mbit * 1e6, workers, **settings)
 
 
-def compared(found: list[dict[str, Any]], mbit: int) -> list[dict[str, Any]]:
+def compared(found: list[dict[str, Any]], width: int, mbit: int) -> list[dict[str, Any]]:
     """Compare what was predicted with what was measured, by workers and ways."""
     rows = []
     for measured in found:
         for way in ("flat", "sharded"):
             if way in measured:
-                plan = predicted(measured["workers"], measured["local"], mbit, way)
+                plan = predicted(measured["workers"], measured["local"], width, mbit, way)
                 seconds = [record["seconds"] for record in measured[way]]
                 rows.append(
                     {
@@ -124,20 +124,21 @@ def median(values: list[float]) -> float:
     return float(np.median(values))
 
 
-def run(rounds: int, mbit: int) -> None:
+def run(rounds: int, width: int, mbit: int) -> None:
     """Measure and write; without namespaces, say why there is nothing to measure."""
     if (reason := missing()) is not None:
         print(f"cost_model: not measured. {reason}")
         return
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, connected(DRIVER, *WORKERS) as network:
-        found = measured(network, Path(folder), rounds, mbit)
-    rows = compared(found, mbit)
+        found = measured(network, Path(folder), rounds, width, mbit)
+    rows = compared(found, width, mbit)
+    parameters = sum(parameter.numel() for parameter in model(width).parameters())
     write(
-        f"cost_model-{mbit}-mbit",
+        f"cost_model-{round(parameters / 1e6)}M-{mbit}-mbit",
         {
             "rounds": rounds,
-            "parameters": sum(parameter.numel() for parameter in model().parameters()),
+            "parameters": parameters,
             "link, Mbit/s": mbit,
             "load of the machine before": round(load, 2),
             "rows": rows,
@@ -149,9 +150,10 @@ def run(rounds: int, mbit: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["drive"]:
-        print(json.dumps(drive(*sys.argv[2:])), flush=True)
+        print(json.dumps(drive(sys.argv[2], *map(int, sys.argv[3:]))), flush=True)
     else:
         parser = ArgumentParser(description=__doc__)
         parser.add_argument("--rounds", type=int, default=ROUNDS)
+        parser.add_argument("--width", type=int, default=WIDTH, help="of the model's two hidden layers")
         parser.add_argument("--mbit", type=int, default=MBIT)
         run(**vars(parser.parse_args()))

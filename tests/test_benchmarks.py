@@ -82,8 +82,8 @@ def test_payload_is_what_goes_out_to_each_worker_and_comes_back() -> None:
 
 def test_an_error_is_what_a_prediction_is_off_by() -> None:
     local = [{"seconds": 0.5, "reduce": 0.1, "step": 0.1}]
-    plan = cost_model.predicted(3, local, 200, "sharded")
+    plan = cost_model.predicted(3, local, cost_model.WIDTH, 200, "sharded")
     assert (plan.topology, plan.compute, plan.step) == ("sharded", pytest.approx(0.3), pytest.approx(0.2))
     took = [{"seconds": plan.seconds / 1.1}]
-    (row,) = cost_model.compared([{"workers": 3, "local": local, "sharded": took}], 200)
+    (row,) = cost_model.compared([{"workers": 3, "local": local, "sharded": took}], cost_model.WIDTH, 200)
     assert (row["workers"], row["way"], row["error"]) == (3, "sharded", 0.1)
