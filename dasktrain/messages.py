@@ -6,7 +6,7 @@ A message travels as a header of plain values (msgpack or JSON will do) and a li
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -135,64 +135,6 @@ class Stream:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class Via:
-    """Send by way of another worker of this host, which takes connections at a gate."""
-
-    gate: str
-
-
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """Send for other workers of this host as well, whose tasks follow this worker's shard by shard."""
-
-    tasks: tuple[Task, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Sharded:
-    """Reduce among peers: of the parameters and of the gradient, each peer owns some buckets.
-
-    Attributes
-    ----------
-    mesh : str
-        Name of the connections among them, which nobody else knows.
-    place : int
-        Which of the peers this worker is.
-    peers : tuple of str
-        Their addresses.
-    tasks : tuple of Task
-        What each of them computes.
-    is_new : bool
-        Whether the worker is told peers and shards, which stay as they are as long as the mesh does.
-    """
-
-    mesh: str
-    place: int
-    peers: tuple[str, ...]
-    tasks: tuple[Task, ...]
-    is_new: bool = True
-
-
-#: how parameters come and an answer is to be sent; None: as ever
-Way = Via | Joint | Sharded | None
-
-
-def encode_way(way: Way) -> Header:
-    """Turn the way of an answer into a part of the header that asks for it."""
-    match way:
-        case Via(gate):
-            return {"via": gate}
-        case Joint(tasks):
-            return {"joint": [(task.start, task.stop) for task in tasks]}
-        case Sharded(mesh, place, is_new=False):
-            return {"mesh": mesh, "place": place}
-        case Sharded(mesh, place, peers, tasks):
-            shares = [(task.start, task.stop) for task in tasks]
-            return {"mesh": mesh, "place": place, "peers": list(peers), "shares": shares}
-    return {}
-
-
 def encode_ask(task: Task, state: State) -> tuple[Header, list[Vector]]:
     """Turn a task and its state into header and arrays."""
     return {"task": _plain(task), "dtype": state.parameters.dtype.name}, [state.parameters, state.buffers]
@@ -223,42 +165,6 @@ def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
     return _task(header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
 
 
-@reading()
-def decode_way(header: Header, task: Task) -> Way:
-    """Return the way that the answer to a task is to be sent.
-
-    Raises
-    ------
-    WireError
-        It is not what `encode_way` makes.
-    """
-    if "via" in header:
-        return Via(_of(str, header["via"]))
-    if "mesh" in header:
-        return _sharded(header, task)
-    if "joint" not in header:
-        return None
-    tasks, end = [], task.stop
-    for start, stop in header["joint"]:
-        if _of(int, start) != end or _of(int, stop) <= start:
-            raise ValueError(f"shards {start} to {stop} do not follow {end}")
-        tasks.append(replace(task, start=start, stop=stop))
-        end = stop
-    return Joint(tuple(tasks))
-
-
-def _sharded(header: Header, task: Task) -> Sharded:
-    if "peers" not in header:
-        return Sharded(_of(str, header["mesh"]), _of(int, header["place"]), (), (), is_new=False)
-    tasks = tuple(replace(task, start=_of(int, start), stop=_of(int, stop)) for start, stop in header["shares"])
-    peers, place = tuple(_of(str, peer) for peer in header["peers"]), _of(int, header["place"])
-    if len(peers) != len(tasks) or not 0 <= place < len(peers) or tasks[place] != task:
-        raise ValueError(f"peer {place} of {len(peers)} does not compute {task.start} to {task.stop}")
-    if any(not 0 <= each.start < each.stop for each in tasks):
-        raise ValueError("a peer computes nothing")
-    return Sharded(_of(str, header["mesh"]), place, peers, tasks)
-
-
 def encode_mark(mark: str, task: Task, places: Sequence[int] = ()) -> Header:
     """Turn what is told of a task, and of which peers, into a header."""
     return {"mark": mark, "task": _plain(task)} | ({"places": list(places)} if places else {})
@@ -267,13 +173,13 @@ def encode_mark(mark: str, task: Task, places: Sequence[int] = ()) -> Header:
 @reading()
 def decode_mark(header: Header) -> tuple[str, Task]:
     """Return what is told, and of which task."""
-    return _of(str, header["mark"]), _task(header["task"])
+    return of_kind(str, header["mark"]), _task(header["task"])
 
 
 @reading()
 def decode_places(header: Header, name: str = "places") -> frozenset[int]:
     """Return the peers that something is told of."""
-    return frozenset(_of(int, place) for place in header.get(name, ()))
+    return frozenset(of_kind(int, place) for place in header.get(name, ()))
 
 
 def encode_part(task: Task, offset: int, values: Vector) -> tuple[Header, list[Vector]]:
@@ -285,7 +191,7 @@ def encode_part(task: Task, offset: int, values: Vector) -> tuple[Header, list[V
 def decode_part(header: Header, frames: Sequence[Any]) -> tuple[Task, int, Vector]:
     """Return what a part of the parameters is for, its first number and its values."""
     (values,) = frames
-    return _task(header["task"]), _of(int, header["part"]), _array(values, header["dtype"])
+    return _task(header["task"]), of_kind(int, header["part"]), _array(values, header["dtype"])
 
 
 def encode_attach(task: Task, replica: bytes, keys: bytes) -> tuple[Header, list[bytes]]:
@@ -334,15 +240,15 @@ def decode_reply(header: Header, frames: Sequence[Any]) -> Reply:
     """
     task = _task(header["task"]) if header["task"] is not None else None
     if "error" in header or task is None:
-        error, text, traceback = (_of(str, header[name]) for name in ("error", "text", "traceback"))
+        error, text, traceback = (of_kind(str, header[name]) for name in ("error", "text", "traceback"))
         return Failure(error, text, traceback, task)
     if "bucket" in header:
         start, stop, offset, dtype = header["bucket"]
         (values,) = frames
-        return Bucket(task, _of(int, start), _of(int, stop), _of(int, offset), _array(values, dtype))
+        return Bucket(task, of_kind(int, start), of_kind(int, stop), of_kind(int, offset), _array(values, dtype))
     rest = list(frames)[::-1]
     partials = tuple(_partial(node, rest) for node in header["nodes"])
-    seconds, waited = (_of(float, header[name]) for name in ("seconds", "waited"))
+    seconds, waited = (of_kind(float, header[name]) for name in ("seconds", "waited"))
     if rest or not math.isfinite(seconds + waited):
         raise ValueError(f"{len(rest)} frames belong to no node, after {seconds} seconds, {waited} without data")
     return Answer(task, partials, seconds, waited)
@@ -356,7 +262,7 @@ def _partial(node: Any, rest: list[Any]) -> Partial:
     vector = _array(rest.pop(), dtype) if dtype is not None else None
     found = _array(rest.pop(), "float64") if sums else None
     touched = tuple(_touched(rest.pop(), rest.pop(), *table) for table in tables)
-    return Partial(_of(int, start), _of(int, stop), vector, found, touched)
+    return Partial(of_kind(int, start), of_kind(int, stop), vector, found, touched)
 
 
 def _touched(numbers: Any, frame: Any, width: Any, dtype: Any) -> Touched:
@@ -364,7 +270,7 @@ def _touched(numbers: Any, frame: Any, width: Any, dtype: Any) -> Touched:
     rows = np.frombuffer(numbers, dtype=np.int64) if memoryview(numbers).nbytes else np.empty(0, dtype=np.int64)
     if (len(rows) and rows[0] < 0) or (rows[1:] <= rows[:-1]).any():
         raise ValueError("rows of a table do not rise")
-    if not 1 <= _of(int, width) <= WIDEST:
+    if not 1 <= of_kind(int, width) <= WIDEST:
         raise ValueError(f"rows of a table have {width} numbers")
     return Touched(rows, _array(frame, dtype).reshape(len(rows), width))
 
@@ -376,14 +282,14 @@ def _plain(task: Task) -> list[str | int]:
 def _task(plain: Any) -> Task:
     task = Task(*plain)
     for number in (task.epoch, task.round, task.start, task.stop, task.turn, task.rounds):
-        _of(int, number)
-    if _of(str, task.kind) not in get_args(Kind):
+        of_kind(int, number)
+    if of_kind(str, task.kind) not in get_args(Kind):
         raise ValueError(f"a task is of kind {task.kind!r}")
-    _of(str, task.run)
+    of_kind(str, task.run)
     return task
 
 
-def _of(kind: type[T], value: Any) -> T:
+def of_kind(kind: type[T], value: Any) -> T:
     """Return a value that must be of exactly this type."""
     if type(value) is not kind:
         raise TypeError(f"{value!r:.80} is not {kind.__name__}")

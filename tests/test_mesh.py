@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from dasktrain.errors import WireError
-from dasktrain.messages import Sharded, Task
+from dasktrain.messages import Task
 from dasktrain.wire import mesh
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.mesh import Doorstep
+from dasktrain.wire.ways import Sharded
 
 PATIENCE = 20.0
 TASK = Task("r", "train", 0, 0, 0, 1)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from dasktrain import cut
 from dasktrain.errors import WireError
 from dasktrain.fleet import shares
-from dasktrain.messages import Answer, Sharded, State, Table, Task, decode_way, encode_way
+from dasktrain.messages import Answer, State, Table, Task
 from dasktrain.topology import Reduction
 from dasktrain.wire import owners
 from dasktrain.wire.owners import Owners
+from dasktrain.wire.ways import Sharded, decode_way, encode_way
 
 SIZE = 5
 TASK = Task("r", "train", 0, 0, 0, 8)

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasktrain.fleet import shares
-from dasktrain.messages import Answer, Joint, Task, Via, decode_way, encode_way
+from dasktrain.messages import Answer, Task
 from dasktrain.wire.parties import Parties
 from dasktrain.wire.together import Meeting
+from dasktrain.wire.ways import Joint, Via, decode_way, encode_way
 
 TASK = Task("r", "train", 0, 0, 0, 8)
 

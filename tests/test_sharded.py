@@ -18,13 +18,10 @@ from dasktrain.messages import (
     Failure,
     Partial,
     Reply,
-    Sharded,
     decode_places,
     decode_reply,
-    decode_way,
     encode_part,
     encode_reply,
-    encode_way,
 )
 from dasktrain.reduce import Node, subtrees
 from dasktrain.wire import sharded
@@ -32,6 +29,7 @@ from dasktrain.wire.channel import Channel
 from dasktrain.wire.lines import Lines
 from dasktrain.wire.owners import parts
 from dasktrain.wire.sharded import DELIVERED, LACKS, SENT_AGAIN, WAITS, Member, tops
+from dasktrain.wire.ways import Sharded, decode_way, encode_way
 from tests.test_buckets import summed
 from tests.test_together import (
     NUMBERS,

@@ -19,12 +19,10 @@ from dasktrain.messages import (
     Answer,
     Bucket,
     Failure,
-    Joint,
     Partial,
     Reply,
     Stream,
     Task,
-    Via,
     decode_reply,
     encode_mark,
     encode_reply,
@@ -34,6 +32,7 @@ from dasktrain.wire import together
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, connected, lead
 from dasktrain.wire.together import Meeting, Together
+from dasktrain.wire.ways import Joint, Via
 from tests.processes import mapped, named_sockets, opened
 from tests.test_buckets import leaves, summed
 

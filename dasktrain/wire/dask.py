@@ -26,17 +26,14 @@ from dasktrain.messages import (
     Failure,
     Header,
     Kind,
-    Sharded,
     State,
     Task,
     Vector,
-    Way,
     decode_mark,
     decode_places,
     decode_reply,
     encode_ask,
     encode_mark,
-    encode_way,
 )
 from dasktrain.shipping import pack
 from dasktrain.topology import Reduction
@@ -53,6 +50,7 @@ from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store
 from dasktrain.wire.tables import Changes
 from dasktrain.wire.together import PASSED
 from dasktrain.wire.watch import Watch
+from dasktrain.wire.ways import Sharded, Way, encode_way
 
 LOOPBACK = ("127.", "localhost", "::1")
 #: what other threads tell: events, and workers whose lease is attached

@@ -31,7 +31,6 @@ from dasktrain.messages import (
     decode_attach,
     decode_mark,
     decode_places,
-    decode_way,
     encode_reply,
 )
 from dasktrain.shipping import run_packed
@@ -43,6 +42,7 @@ from dasktrain.wire.outbox import Outbox
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, accept
 from dasktrain.wire.silence import expel_silent
 from dasktrain.wire.tables import Copy
+from dasktrain.wire.ways import decode_way
 
 #: seconds between looks at whether an idle lease is still wanted, and at where a lost partition is being computed
 POLL = 0.2

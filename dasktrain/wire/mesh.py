@@ -17,9 +17,9 @@ from distributed.comm import Comm, connect
 from distributed.worker import Worker
 
 from dasktrain.errors import AttachError, WireError
-from dasktrain.messages import Sharded
 from dasktrain.wire.channel import Channel, detach, handed_over
 from dasktrain.wire.lines import Lines
+from dasktrain.wire.ways import Sharded
 
 #: seconds for all connections of a worker with its peers
 MEET = 10.0

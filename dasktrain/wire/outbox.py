@@ -5,12 +5,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
-from dasktrain.messages import Reply, Sharded, State, Stream, Task, Way, encode_reply
+from dasktrain.messages import Reply, State, Stream, Task, encode_reply
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.lines import Lines
 from dasktrain.wire.sharded import Member
 from dasktrain.wire.shared import Store
 from dasktrain.wire.together import Meeting, Together
+from dasktrain.wire.ways import Sharded, Way
 
 
 class Outbox:

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 from dasktrain import cut
 from dasktrain.cut import Cut, bucket_for
-from dasktrain.messages import Answer, Header, Sharded, State, Task, Vector, Way, encode_part
+from dasktrain.messages import Answer, Header, State, Task, Vector, encode_part
 from dasktrain.reduce import Node
 from dasktrain.topology import FEWEST, Links, Reduction
 from dasktrain.wire.parties import Ask
+from dasktrain.wire.ways import Sharded, Way
 
 #: after the first answer of a round the others are waited for as long again as that took, and at least so many seconds
 LEAST = 0.5

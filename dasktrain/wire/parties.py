@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from dasktrain.messages import Answer, Joint, Task, Via, Way
+from dasktrain.messages import Answer, Task
 from dasktrain.wire.together import Meeting
+from dasktrain.wire.ways import Joint, Via, Way
 
 #: what a worker is asked
 Ask = tuple[str, Task]

@@ -25,7 +25,6 @@ from dasktrain.messages import (
     Failure,
     Partial,
     Reply,
-    Sharded,
     Stream,
     Task,
     Vector,
@@ -38,6 +37,7 @@ from dasktrain.messages import (
 from dasktrain.reduce import Node, subtrees
 from dasktrain.wire.channel import Channel, Message
 from dasktrain.wire.lines import Lines
+from dasktrain.wire.ways import Sharded
 
 #: seconds in which nothing comes or goes, after which peers are not waited for; or as long as the work itself took
 SILENCE = 3.0

@@ -19,12 +19,10 @@ from dasktrain.messages import (
     Answer,
     Bucket,
     Failure,
-    Joint,
     Reply,
     Stream,
     Task,
     Vector,
-    Via,
     decode_mark,
     decode_reply,
     encode_mark,
@@ -34,6 +32,7 @@ from dasktrain.reduce import Node, subtrees
 from dasktrain.wire.channel import Channel, Message
 from dasktrain.wire.gate import Gate, host
 from dasktrain.wire.shared import SharedChannel, Store, connected, lead
+from dasktrain.wire.ways import Joint, Via
 
 #: whoever adds waits for the others as long again as it worked itself, and at least so many seconds
 LEAST = 0.5

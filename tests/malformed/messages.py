@@ -17,31 +17,27 @@ from dasktrain.messages import (
     Answer,
     Bucket,
     Failure,
-    Joint,
     Partial,
-    Sharded,
     State,
     Table,
     Task,
-    Via,
     decode_ask,
     decode_attach,
     decode_mark,
     decode_part,
     decode_places,
     decode_reply,
-    decode_way,
     encode_ask,
     encode_mark,
     encode_part,
     encode_reply,
-    encode_way,
 )
 from dasktrain.relay import Relay, Replay
 from dasktrain.touched import Touched
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.shared import SharedChannel, Store, accept
 from dasktrain.wire.tables import Changes, Copy
+from dasktrain.wire.ways import Joint, Sharded, Via, decode_way, encode_way
 from tests.malformed.mutations import JUNK, changed_bytes, changed_value
 from tests.small import fit, table
 

@@ -1,0 +1,99 @@
+"""How the parameters of a round come to a worker, and how its answer is to be sent, where that is not as ever."""
+
+from dataclasses import dataclass, replace
+
+from dasktrain.messages import Header, Task, of_kind, reading
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """Send by way of another worker of this host, which takes connections at a gate."""
+
+    gate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """Send for other workers of this host as well, whose tasks follow this worker's shard by shard."""
+
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """Reduce among peers: of the parameters and of the gradient, each peer owns some buckets.
+
+    Attributes
+    ----------
+    mesh : str
+        Name of the connections among them, which nobody else knows.
+    place : int
+        Which of the peers this worker is.
+    peers : tuple of str
+        Their addresses.
+    tasks : tuple of Task
+        What each of them computes.
+    is_new : bool
+        Whether the worker is told peers and shards, which stay as they are as long as the mesh does.
+    """
+
+    mesh: str
+    place: int
+    peers: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    is_new: bool = True
+
+
+#: how parameters come and an answer is to be sent; None: as ever
+Way = Via | Joint | Sharded | None
+
+
+def encode_way(way: Way) -> Header:
+    """Turn the way of an answer into a part of the header that asks for it."""
+    match way:
+        case Via(gate):
+            return {"via": gate}
+        case Joint(tasks):
+            return {"joint": [(task.start, task.stop) for task in tasks]}
+        case Sharded(mesh, place, is_new=False):
+            return {"mesh": mesh, "place": place}
+        case Sharded(mesh, place, peers, tasks):
+            shares = [(task.start, task.stop) for task in tasks]
+            return {"mesh": mesh, "place": place, "peers": list(peers), "shares": shares}
+    return {}
+
+
+@reading()
+def decode_way(header: Header, task: Task) -> Way:
+    """Return the way that the answer to a task is to be sent.
+
+    Raises
+    ------
+    WireError
+        It is not what `encode_way` makes.
+    """
+    if "via" in header:
+        return Via(of_kind(str, header["via"]))
+    if "mesh" in header:
+        return _sharded(header, task)
+    if "joint" not in header:
+        return None
+    tasks, end = [], task.stop
+    for start, stop in header["joint"]:
+        if of_kind(int, start) != end or of_kind(int, stop) <= start:
+            raise ValueError(f"shards {start} to {stop} do not follow {end}")
+        tasks.append(replace(task, start=start, stop=stop))
+        end = stop
+    return Joint(tuple(tasks))
+
+
+def _sharded(header: Header, task: Task) -> Sharded:
+    if "peers" not in header:
+        return Sharded(of_kind(str, header["mesh"]), of_kind(int, header["place"]), (), (), is_new=False)
+    tasks = tuple(replace(task, start=of_kind(int, start), stop=of_kind(int, stop)) for start, stop in header["shares"])
+    peers, place = tuple(of_kind(str, peer) for peer in header["peers"]), of_kind(int, header["place"])
+    if len(peers) != len(tasks) or not 0 <= place < len(peers) or tasks[place] != task:
+        raise ValueError(f"peer {place} of {len(peers)} does not compute {task.start} to {task.stop}")
+    if any(not 0 <= each.start < each.stop for each in tasks):
+        raise ValueError("a peer computes nothing")
+    return Sharded(of_kind(str, header["mesh"]), place, peers, tasks)
