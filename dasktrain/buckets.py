@@ -1,4 +1,4 @@
-"""A gradient in parts of a few megabytes, so that sending it, and adding it up, begins before all of it is known."""
+"""A gradient in parts, so that sending it, and adding it up, begins before all of it is known."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress

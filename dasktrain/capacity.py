@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
-from dasktrain.cut import bucket_for
 from dasktrain.errors import BadInput
 from dasktrain.fleet import default_shards
-from dasktrain.topology import Links, Reduction
+from dasktrain.topology import Links, Reduction, bucket_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +88,7 @@ class ClusterPlan:
         busy = min(self.workers, self._shards)  # the others are spares
         hosts = ceil(busy / self.workers_per_host)
         rate = self.bandwidth / 8 * PAYLOAD
-        bucket = bucket_for(self.parameters, busy)
+        bucket = bucket_of(self.reduction, busy, hosts, self.parameters, WIDTH)
         return Links(busy, hosts, WIDTH * self.parameters, WIDTH * bucket, rate)
 
     @property

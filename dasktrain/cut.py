@@ -34,12 +34,16 @@ class Cut:
         """Return where in the vector the bucket lies that begins at a number."""
         return slice(offset, min(offset + self.bucket, self.numbers))
 
+    def owned(self, place: int, peers: int) -> range:
+        """Return where the buckets begin that the peer at a place owns."""
+        return range(place * self.bucket, self.numbers, peers * self.bucket)
+
     def owner(self, offset: int, peers: int) -> int:
         """Return which of some peers owns the bucket that begins at a number: they take turns."""
         return offset // self.bucket % peers
 
 
-def bucket_for(numbers: int, owners: int) -> int:
-    """Return how many numbers, a power of two, a bucket has of a vector of which so many own some."""
+def small_for(numbers: int, owners: int) -> int:
+    """Return how few numbers, a power of two, a bucket has if so many are to own some of a vector."""
     share = numbers // (TURNS * owners)
     return min(SIZE, max(LEAST, 1 << share.bit_length() >> 1))

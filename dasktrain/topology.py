@@ -4,8 +4,8 @@ Workers are those on other hosts than the driver; P are the bytes of the paramet
 bytes a second that a host's link carries in each direction, b those of a bucket, a what a message costs its sender.
 
 ==========  ===================================================  ====================================================
-flat        ``(W + H) P / B + (W + H) a``                        parameters to each of W workers, a gradient from each
-                                                                 of H hosts, all through the driver's link
+flat        ``2 H P / B + (W + H) a``                            parameters to each of H hosts, a gradient from each,
+                                                                 all through the driver's link
 sharded     ``(out + back) / B + 2 W k a``                       a link carries P in each direction and phase, and waits
                                                                  for the first bucket and the last
 ==========  ===================================================  ====================================================
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from dasktrain import cut
+
 #: how parameters and gradients travel, as far as somebody can choose
 Reduction = Literal["auto", "flat", "sharded"]
 #: seconds that a message costs its sender, on the safe side: handing a small one to the system takes 30 us of them
@@ -29,6 +31,10 @@ MESSAGE = 2e-4
 FEWEST = 3
 #: of what flat takes, what sharded must save: what nobody notices is not worth more connections
 GAIN = 0.1
+
+
+#: bytes a second of links that are fast: where sharding pays there, it does on slower ones
+FAST = 1.25e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,8 @@ class Links:
 
     @property
     def flat(self) -> float:
-        """Seconds of a round if everything goes through the driver's link; workers of one host add up first."""
-        messages = self.workers + self.hosts
-        return messages * (self.size / self.rate + MESSAGE)
+        """Seconds of a round if everything goes through the driver's link, once for all workers of a host."""
+        return 2 * self.hosts * self.size / self.rate + (self.workers + self.hosts) * MESSAGE
 
     @property
     def sharded(self) -> float:
@@ -83,3 +88,14 @@ class Links:
         if reduction == "flat" or not self.can_shard:
             return "flat"
         return "sharded" if reduction == "sharded" or self.sharded < (1 - GAIN) * self.flat else "flat"
+
+
+def bucket_of(reduction: Reduction, workers: int, hosts: int, numbers: int, width: int) -> int:
+    """Return how many numbers a bucket of a run has, each of so many bytes.
+
+    Where rounds will be sharded on all but the fastest links, they are as few as let each worker own some; elsewhere as
+    many as can be, since each costs a message.
+    """
+    small = cut.small_for(numbers, workers)
+    links = Links(workers, hosts, width * numbers, width * small, FAST)
+    return small if links.best(reduction) == "sharded" else cut.SIZE

@@ -17,7 +17,7 @@ from torch import nn
 import dasktrain as dt
 from dasktrain.capacity import COLUMNS, MOST, PAYLOAD, WIDTH, ClusterPlan
 from dasktrain.cli import main
-from dasktrain.cut import bucket_for
+from dasktrain.cut import small_for
 from dasktrain.errors import BadInput
 from dasktrain.fleet import default_shards, shares
 from dasktrain.messages import State, Task
@@ -112,7 +112,7 @@ def test_a_model_is_as_good_as_its_number_of_parameters() -> None:
 def test_the_wire_is_that_of_the_links() -> None:
     plan = dt.plan_cluster(**GIVEN, workers=12, workers_per_host=4)
     rate = GIVEN["bandwidth"] / 8 * PAYLOAD
-    links = Links(12, 3, WIDTH * GIVEN["parameters"], WIDTH * bucket_for(GIVEN["parameters"], 12), rate)
+    links = Links(12, 3, WIDTH * GIVEN["parameters"], WIDTH * small_for(GIVEN["parameters"], 12), rate)
     assert (plan.hosts, plan.topology, plan.wire) == (3, "host pre-reduce", links.flat)
 
 

@@ -293,6 +293,15 @@ def test_validation_counts_at_once() -> None:
     assert [worker for worker, _ in found.complete()] == [WORKERS[0]]
 
 
+def test_whoever_comes_back_is_told_again() -> None:
+    found = known()
+    found.ways(asks())
+    found.end()
+    found.forget(WORKERS[1])  # between rounds
+    found.add(WORKERS[1], 1e9)
+    assert "peers" in encode_way(found.ways(asks())[WORKERS[1]])
+
+
 def test_peers_and_shards_are_told_once() -> None:
     found = known()
     header = encode_way(found.ways(asks())[WORKERS[1]])

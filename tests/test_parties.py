@@ -36,7 +36,7 @@ def answer(task: Task) -> Answer:
 @given(st.text("ab-", min_size=1, max_size=8))
 def test_runs_of_one_host_send_together(hosts: str) -> None:
     parties, asked = known(hosts), asks(hosts)
-    ways, tasks = parties.ways(asked), dict(asked)
+    ways, tasks = parties.ways(asked, True), dict(asked)
     assert [parties.may_meet(str(worker)) for worker in range(len(hosts))] == [host != "-" for host in hosts]
     for worker, task in asked:
         before = hosts[int(worker) - 1] if worker != "0" else "-"
@@ -59,25 +59,25 @@ def test_only_training_on_shards_in_a_row_is_done_together(change: dict[str, str
     first, (worker, task) = asks("aa")
     kind = {"kind": "evaluate"} if "kind" in change else {}
     asked = [(first[0], replace(first[1], **kind)), (worker, replace(task, **change))]  # type: ignore[arg-type]
-    assert parties.ways(asked) == {}
+    assert parties.ways(asked, True) == {}
 
 
 def test_whoever_sent_for_itself_goes_on_so_until_the_epoch_ends() -> None:
     parties = known("aaa")
     (_, _), (_, task), (_, last) = asks("aaa")
-    assert set(parties.ways(asks("aaa"))) == {"0", "1", "2"}
+    assert set(parties.ways(asks("aaa"), True)) == {"0", "1", "2"}
     assert parties.sender("0", answer(task), passed=False) == "0"  # for it was asked as well, since "1" is late
     assert parties.sender("1", answer(task), passed=False) == "1"
     assert parties.sender("0", answer(last), passed=True) == "2"
-    assert parties.ways(asks("aaa", replace(TASK, round=1))) == {}
-    assert set(parties.ways(asks("aaa", replace(TASK, epoch=1)))) == {"0", "1", "2"}
+    assert parties.ways(asks("aaa", replace(TASK, round=1)), True) == {}
+    assert set(parties.ways(asks("aaa", replace(TASK, epoch=1)), True)) == {"0", "1", "2"}
 
 
 def test_an_answer_of_an_older_round_is_still_its_owners() -> None:
     parties = known("aaa")
     (_, _), (_, task), (_, _) = asks("aaa")
-    parties.ways(asks("aaa"))
-    parties.ways([ask for ask in asks("aaa", replace(TASK, round=1)) if ask[0] != "1"])
+    parties.ways(asks("aaa"), True)
+    parties.ways([ask for ask in asks("aaa", replace(TASK, round=1)) if ask[0] != "1"], True)
     assert parties.sender("0", answer(task), passed=True) == "1"
     assert parties.sender("2", answer(task), passed=True) == "2"  # nobody was told that it would send that
 
@@ -86,4 +86,53 @@ def test_whoever_left_is_not_met() -> None:
     parties = known("aa")
     parties.forget("0")
     assert not parties.may_meet("0")
-    assert parties.ways(asks("aa")) == {}
+    assert parties.ways(asks("aa"), True) == {}
+
+
+def met(hosts: str) -> Parties:
+    """Return what is known of workers whose answers have come by way of the first of them."""
+    parties = known(hosts)
+    parties.ways(asks(hosts), True)
+    for _, task in asks(hosts)[1:]:
+        parties.sender("0", answer(task), passed=True)
+    parties.end()
+    return parties
+
+
+def given(parties: Parties, hosts: str, can_give: bool = True, round: int = 1) -> set[str]:
+    """Return who gets parameters from another, as all are told alike."""
+    ways = parties.ways(asks(hosts, replace(TASK, round=round)), can_give)
+    found = {worker for worker, way in ways.items() if isinstance(way, Via) and way.given}
+    assert [way.gives for way in ways.values() if isinstance(way, Joint)] in ([], [bool(found)])
+    return found
+
+
+def test_parameters_come_once_for_all_who_have_met() -> None:
+    assert given(known("aaa"), "aaa") == set()
+    assert given(met("aaa"), "aaa") == {"1", "2"}
+    assert given(met("aaa"), "aaa", can_give=False) == set()
+
+
+def test_whoever_is_new_gets_its_own_and_so_do_all_of_its_host() -> None:
+    parties = met("aa")
+    parties.add("2", Meeting("a", "gate 2"))
+    assert given(parties, "aaa") == set()
+
+
+def test_whoever_lacks_parameters_gets_them_once_and_sends_for_itself() -> None:
+    parties = met("aaa")
+    assert given(parties, "aaa") == {"1", "2"}
+    (_, _), (_, task), (_, _) = asks("aaa", replace(TASK, round=1))
+    assert not parties.lacks("1", replace(task, round=0))
+    assert parties.lacks("1", task)
+    assert not parties.lacks("1", task)
+    assert given(parties, "aaa", round=2) == set()
+    parties.sender("1", answer(task), passed=False)
+    assert given(parties, "aaa", round=3) == set()
+
+
+def test_when_a_round_is_over_nobody_gets_its_parameters() -> None:
+    parties = met("aa")
+    assert given(parties, "aa") == {"1"}
+    parties.end()
+    assert not parties.lacks("1", asks("aa", replace(TASK, round=1))[1][1])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasktrain.cut import LEAST, TURNS, bucket_for
+from dasktrain.cut import LEAST, TURNS, small_for
 from dasktrain.topology import FEWEST, MESSAGE, Links, Reduction
 
 MB = 1 << 20
@@ -41,7 +41,7 @@ def test_rounds_do_not_grow_with_workers_as_long_as_buckets_are_worth_a_message(
     workers: int, data: st.DataObject
 ) -> None:
     numbers = data.draw(st.integers(TURNS * workers * LEAST, 1 << 32))
-    bucket = bucket_for(numbers, workers)
+    bucket = small_for(numbers, workers)
     links = Links(workers, workers, 4 * numbers, 4 * bucket, 125e6)
     # an owner has one bucket more than others at most, of TURNS or more, and waits for the first of all
     assert links.sharded <= (2 + 3 / TURNS) * links.size / links.rate + 2 * MESSAGE * (workers + numbers / bucket)
@@ -55,9 +55,9 @@ def test_no_round_is_shorter_than_what_the_busiest_link_carries(workers: int, si
     assert links.sharded >= 2 * max(size, (workers - 1) * owned) / links.rate
 
 
-def test_adding_up_on_hosts_saves_gradients_and_no_parameters() -> None:
+def test_workers_of_one_host_are_as_one_but_for_messages() -> None:
     shared = replace(LINKS, workers=8)
-    assert shared.flat == pytest.approx(1.5 * LINKS.flat)
+    assert shared.flat == pytest.approx(LINKS.flat + 4 * MESSAGE)
 
 
 @pytest.mark.parametrize(

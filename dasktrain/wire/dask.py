@@ -50,7 +50,7 @@ from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store
 from dasktrain.wire.tables import Changes
 from dasktrain.wire.together import PASSED
 from dasktrain.wire.watch import Watch
-from dasktrain.wire.ways import Sharded, Way, encode_way
+from dasktrain.wire.ways import Sharded, Via, Way, encode_way
 
 LOOPBACK = ("127.", "localhost", "::1")
 #: what other threads tell: events, and workers whose lease is attached
@@ -196,6 +196,7 @@ class DaskWire:
             yield
         finally:
             self._begin()
+            self._parties.end()
             self._owners.end()
             self._state = None
             if self._memory is not None:
@@ -216,7 +217,8 @@ class DaskWire:
     def _begin(self) -> None:
         """Send what was held back."""
         asks, self._asks, self._begins = self._asks, [], False
-        ways: Mapping[str, Way] = self._parties.ways(asks) or self._owners.ways(asks)
+        can_give = self._state is not None and not _changes(self._state)
+        ways: Mapping[str, Way] = self._parties.ways(asks, can_give) or self._owners.ways(asks)
         for worker, task in asks:
             self._post(worker, task, ways.get(worker))
 
@@ -226,9 +228,10 @@ class DaskWire:
             return  # its leaving is in the news
         assert state is not None
         self._asked[worker] = monotonic()
-        changes = (state.tables or state.change is not None) and not isinstance(channel, SharedChannel)
+        changes = _changes(state) and not isinstance(channel, SharedChannel)
         encode = partial(self._changes.encode, worker) if changes else encode_ask
-        with_it = replace(state, parameters=state.parameters[:0]) if isinstance(way, Sharded) else state
+        elsewhere = isinstance(way, Sharded) or (isinstance(way, Via) and way.given)
+        with_it = replace(state, parameters=state.parameters[:0]) if elsewhere else state
         header, arrays = encode(task, with_it)
         self._tell(worker, (header | encode_way(way), arrays), *parts(task, way, state.parameters, self.bucket))
 
@@ -325,7 +328,7 @@ class DaskWire:
         """Take what a worker tells of parameters that have not come to it, or of sums that it sent again."""
         (mark, task), places = decode_mark(header), decode_places(header)
         if mark == LACKS:
-            if self._owners.lacks(worker, task, places):
+            if self._parties.lacks(worker, task) or self._owners.lacks(worker, task, places):
                 self._post(worker, task, None)
         elif mark == SENT_AGAIN:
             self._owners.sent_again(worker, task, places)
@@ -377,6 +380,11 @@ class DaskWire:
             self._placing.wait(ending, seconds("timeouts.close"))
         self.client.cancel(list(futures.values()))
         released(list(futures.values()))
+
+
+def _changes(state: State) -> bool:
+    """Return whether workers are told what has changed of a state."""
+    return bool(state.tables) or state.change is not None
 
 
 def exposed(scheduler: str) -> str | None:

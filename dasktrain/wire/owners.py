@@ -9,17 +9,18 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 from dasktrain import cut
-from dasktrain.cut import Cut, bucket_for
+from dasktrain.cut import Cut
 from dasktrain.messages import Answer, Header, State, Task, Vector, encode_part
 from dasktrain.reduce import Node
-from dasktrain.topology import FEWEST, Links, Reduction
+from dasktrain.topology import FEWEST, Links, Reduction, bucket_of
 from dasktrain.wire.parties import Ask
 from dasktrain.wire.ways import Sharded, Way
 
 #: after the first answer of a round the others are waited for as long again as that took, and at least so many seconds
 LEAST = 0.5
 #: what must be for workers to reduce among themselves
-NEEDS = f"{FEWEST} or more workers, on hosts of their own, and {FEWEST * cut.LEAST:,} parameters"
+PARAMETERS = (FEWEST - 1) * cut.LEAST
+NEEDS = f"{FEWEST} or more workers from the beginning, on hosts of their own, and over {PARAMETERS:,} parameters"
 
 
 @dataclass
@@ -84,6 +85,8 @@ class Owners:
     def forget(self, worker: str) -> None:
         """Take note of a worker's end."""
         self._able.pop(worker, None)
+        if worker in self._mesh[1]:
+            self._mesh = "", (), []  # whoever comes back knows nothing of it
         if self._round is not None and worker in self._round.tasks:
             self._round.answers.pop(worker, None)
             self._fault(self._round)
@@ -99,8 +102,9 @@ class Owners:
         sharded = not state.tables and state.parameters.nbytes >= state.buffers.nbytes
         self._size = state.parameters.nbytes if sharded else 0
         self._width = state.parameters.itemsize
-        if sharded and reduction != "flat" and self._links(workers).are_apart:
-            self.bucket = bucket_for(len(state.parameters), len(workers))
+        hosts = len({urlsplit(worker).hostname for worker in workers})
+        numbers = len(state.parameters) if sharded else 0
+        self.bucket = bucket_of(reduction, len(workers), hosts, numbers, self._width)
 
     def depends(self, workers: Collection[str]) -> bool:
         """Return whether, if these are the workers, it depends on their links how they reduce."""
@@ -264,6 +268,5 @@ def parts(task: Task, way: Way, parameters: Vector, bucket: int) -> Iterator[tup
     if not isinstance(way, Sharded):
         return
     whole = Cut(len(parameters), bucket)
-    for offset in whole.offsets:
-        if whole.owner(offset, len(way.peers)) == way.place:
-            yield encode_part(task, offset, parameters[whole.place(offset)])
+    for offset in whole.owned(way.place, len(way.peers)):
+        yield encode_part(task, offset, parameters[whole.place(offset)])

@@ -1,4 +1,4 @@
-"""On the driver: which workers send together, since they are on one host, and whose answers one of them passes on."""
+"""On the driver: which workers of one host get parameters once and send together, by way of one of them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,12 +13,15 @@ Ask = tuple[str, Task]
 class Parties:
     """Workers that can send together, and those that do in the round under way.
 
-    Whoever then sends for itself, because it or another was late, goes on so for the rest of the epoch.
+    Whoever then sends for itself, because it or another was late, goes on so for the rest of the epoch. Parameters come
+    once for all of them from when all their answers have come by way of the same one.
     """
 
     def __init__(self) -> None:
         self._meetings: dict[str, Meeting] = {}
         self._passing: dict[str, tuple[str, Task]] = {}  # who has what sent by whom, until it is asked anew
+        self._met: dict[str, str] = {}  # by way of whom the latest answers came
+        self._asks: dict[str, Task] = {}  # of the round under way
         self._alone: set[str] = set()
         self._epoch = -1
 
@@ -30,14 +33,19 @@ class Parties:
     def forget(self, worker: str) -> None:
         """Take note of a worker's end."""
         self._meetings.pop(worker, None)
+        self._met.pop(worker, None)
 
     def may_meet(self, worker: str) -> bool:
         """Return whether a worker can send together with others."""
         return worker in self._meetings
 
-    def ways(self, asks: Sequence[Ask]) -> dict[str, Way]:
-        """Return how the answers to what a round begins with are to be sent, of those that are not sent as ever."""
+    def ways(self, asks: Sequence[Ask], can_give: bool) -> dict[str, Way]:
+        """Return how the answers to what a round begins with are to be sent, of those that are not sent as ever.
+
+        `can_give`: whether parameters that one worker gets are what others lack.
+        """
         ways: dict[str, Way] = {}
+        self._asks = dict(asks)
         for worker, task in asks:
             self._passing.pop(worker, None)
             if task.epoch != self._epoch:
@@ -45,19 +53,38 @@ class Parties:
         for (first, _), *others in self._divided(asks):
             meeting = self._meetings.get(first)
             if others and meeting is not None:
+                gives = can_give and all(self._met.get(worker) == first for worker, _ in others)
                 self._passing |= {worker: (first, task) for worker, task in others}
-                ways[first] = Joint(tuple(task for _, task in others))
-                ways |= {worker: Via(meeting.gate) for worker, _ in others}
+                ways[first] = Joint(tuple(task for _, task in others), gives)
+                ways |= {worker: Via(meeting.gate, gives) for worker, _ in others}
         return ways
+
+    def end(self) -> None:
+        """Take note that the round is over."""
+        self._asks = {}
+
+    def lacks(self, worker: str, task: Task) -> bool:
+        """Take note that parameters have not come to a worker; return whether it is still to have them."""
+        if self._asks.get(worker) != task or self._passing.pop(worker, ("", None))[1] != task:
+            return False
+        self._leave(worker)
+        return True
 
     def sender(self, worker: str, answer: Answer, passed: bool) -> str:
         """Return whose answer it is that `worker` sent, or passed on for another that it was told of."""
         if passed:
             told = (worker, answer.task)
-            return next((owner for owner, passing in self._passing.items() if passing == told), worker)
+            owner = next((owner for owner, passing in self._passing.items() if passing == told), worker)
+            self._met[owner] = worker
+            return owner
         if self._passing.get(worker, ("", None))[1] == answer.task:
-            self._alone.add(worker)
+            self._leave(worker)
         return worker
+
+    def _leave(self, worker: str) -> None:
+        """Have a worker send for itself for the rest of the epoch."""
+        self._alone.add(worker)
+        self._met.pop(worker, None)
 
     def _divided(self, asks: Iterable[Ask]) -> list[list[Ask]]:
         """Cut what is asked into the longest runs of shards of one host."""

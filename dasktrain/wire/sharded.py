@@ -161,7 +161,7 @@ class Member:
         """Have the siblings of nodes without rows, of which there are no buckets, go up."""
         for partial in answer.partials:
             if partial.sums is None:
-                for offset in self._owned():
+                for offset in self._stream.cut.owned(self._way.place, len(self._way.peers)):
                     self._rising.put(offset, (partial.start, partial.stop), None)
 
     def _send(self, offset: int, node: Node, values: Vector | None) -> None:
@@ -174,10 +174,6 @@ class Member:
 
     def _others(self) -> Iterator[int]:
         return (place for place in range(len(self._way.peers)) if place != self._way.place)
-
-    def _owned(self) -> Iterator[int]:
-        """Yield where the buckets begin that this worker owns."""
-        return (offset for offset in self._stream.cut.offsets if self._owner(offset) == self._way.place)
 
     def _owner(self, offset: int) -> int:
         """Return the place of the peer that owns a bucket."""

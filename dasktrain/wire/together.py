@@ -1,12 +1,14 @@
 """Workers of one host that send together: one adds up what all of them sum, and the driver's link carries that once.
 
 The others leave their buckets in memory that it reads, and their answers with it, which it passes on after all that
-belongs to them. Whoever is late or dies costs the others time, and nobody waits without an end: what cannot be added
-goes up as it is, and whoever is not heard sends for itself. What then comes twice counts once, so no bit depends on it.
+belongs to them. Once they have met so, the driver's link carries parameters once as well: the one that adds leaves them
+in memory, from which the others copy them. Whoever is late or dies costs the others time, and nobody waits without an
+end: what cannot be added goes up as it is, whoever is not heard sends for itself, and whoever lacks parameters tells
+the driver, and gets them from there. What then comes twice counts once, so no bit depends on it.
 """
 
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -19,18 +21,23 @@ from dasktrain.messages import (
     Answer,
     Bucket,
     Failure,
+    Header,
     Reply,
+    State,
     Stream,
     Task,
     Vector,
     decode_mark,
+    decode_part,
     decode_reply,
     encode_mark,
+    encode_part,
     encode_reply,
 )
 from dasktrain.reduce import Node, subtrees
 from dasktrain.wire.channel import Channel, Message
 from dasktrain.wire.gate import Gate, host
+from dasktrain.wire.sharded import LACKS, WAITS
 from dasktrain.wire.shared import SharedChannel, Store, connected, lead
 from dasktrain.wire.ways import Joint, Via
 
@@ -38,6 +45,8 @@ from dasktrain.wire.ways import Joint, Via
 LEAST = 0.5
 #: seconds after its own work that a worker waits for any sign of whoever adds, before it sends for itself
 SILENCE = 3.0
+#: seconds that a worker waits for parameters that another gives it, who may still be getting them
+GIVEN = 15.0
 #: seconds between signs while there is nothing to send
 SIGN = 0.5
 #: what one worker tells another of a task: that its buckets will come, that all is well, that its answer is sent
@@ -71,16 +80,22 @@ class Together:
         here = host()
         self._gate = Gate(store)
         self.meeting = Meeting(here, self._gate.name)
-        self._adding = Adding(channel, self._gate, stream)
-        self._passing = Passing(channel, store)
+        self._adding = Adding(channel, self._gate, store, stream)
+        self._passing = Passing(channel, store, stream)
 
-    def begin(self, task: Task, way: Via | Joint) -> Callable[[Reply], None]:
-        """Return what sends all that belongs to a task, which is called in one thread."""
+    def begin(self, task: Task, way: Via | Joint, state: State) -> tuple[Callable[[Reply], None], State | None]:
+        """Return what sends all that belongs to a task, which is called in one thread, and the task's state.
+
+        There is no state if parameters do not come, which the driver is told.
+        """
         if isinstance(way, Joint):
-            self._adding.begin(task, way)
-            return self._adding.take
+            self._adding.begin(task, way, state.parameters)
+            return self._adding.take, state
         self._passing.begin(task, way)
-        return self._passing.take
+        if not way.given:
+            return self._passing.take, state
+        parameters = self._passing.parameters(task)
+        return self._passing.take, None if parameters is None else replace(state, parameters=parameters)
 
     def close(self) -> None:
         """End all connections with others."""
@@ -91,8 +106,9 @@ class Together:
 class Passing:
     """Sends by way of another worker of this host, or by itself from when that one fails."""
 
-    def __init__(self, channel: Channel, store: Store) -> None:
-        self._channel, self._store = channel, store
+    def __init__(self, channel: Channel, store: Store, stream: Stream) -> None:
+        self._channel, self._store, self._stream = channel, store, stream
+        self._parameters: Vector | None = None  # memory for those that are given
         self._line: SharedChannel | None = None
         self._gate = ""
         self._kept: list[Reply] = []
@@ -109,6 +125,41 @@ class Passing:
                 self._line.send(encode_mark(COMES, task))
         except OSError:
             self.close()
+
+    def parameters(self, task: Task) -> Vector | None:
+        """Return the parameters of a task once they are given; if they are not, tell the driver, and return None."""
+        try:
+            if self._line is not None and self._await_parameters(self._line, task):
+                return self._parameters
+        except (OSError, WireError):
+            pass
+        self.close()
+        self._channel.send(encode_mark(LACKS, task))
+        return None
+
+    def _await_parameters(self, line: SharedChannel, task: Task) -> bool:
+        """Copy parameters, so that they stay; return whether they were there, all of them, in time."""
+        deadline = monotonic() + GIVEN
+        with selectors.DefaultSelector() as selector:
+            selector.register(line, selectors.EVENT_READ)
+            while monotonic() < deadline:
+                if not selector.select(SIGN):
+                    self._channel.send(encode_mark(WAITS, task))  # it is not this worker that is late
+                    continue
+                header, frames = line.receive(SILENCE)
+                if "part" in header:
+                    return self._copied(task, *decode_part(header, frames)) and not line.stale
+        return False  # what came was of earlier tasks
+
+    def _copied(self, task: Task, given: Task, offset: int, values: Vector) -> bool:
+        """Copy what was given; return whether it was what this worker is to have."""
+        wanted = task, 0, self._stream.cut.numbers, self._stream.dtype
+        if (given, offset, len(values), values.dtype.name) != wanted:
+            raise WireError(f"Parameters must be those of {wanted}, however {given} came, {len(values)}; report this")
+        if self._parameters is None:
+            self._parameters = np.empty_like(values)
+        self._parameters[:] = values
+        return True
 
     def take(self, reply: Reply) -> None:
         """Pass something on, and with an answer wait until it is sent."""
@@ -156,20 +207,35 @@ class Passing:
 class Adding:
     """Adds up what other workers of this host sum, and sends for all of them."""
 
-    def __init__(self, channel: Channel, gate: Gate, stream: Stream) -> None:
-        self._channel, self._gate, self._stream = channel, gate, stream
+    def __init__(self, channel: Channel, gate: Gate, store: Store, stream: Stream) -> None:
+        self._channel, self._gate, self._store, self._stream = channel, gate, store, stream
         self._rising = Rising(stream.shards, self._send)
+        self._parameters: Vector | None = None  # memory of those that are given
+        self._lacking: set[Task] = set()  # of whose parameters are to be given
         self._tasks: dict[SharedChannel, Task] = {}  # what comes on each line
         self._answers: dict[SharedChannel, Answer] = {}
 
-    def begin(self, task: Task, way: Joint) -> None:
-        """Expect the sums of other tasks beside those of one's own."""
-        self._task = task
+    def begin(self, task: Task, way: Joint, parameters: Vector) -> None:
+        """Expect the sums of other tasks beside those of one's own; give their workers parameters if they lack them."""
+        self._task, self._lacking = task, set(way.tasks) if way.gives else set()
         self._joint = replace(task, stop=way.tasks[-1].stop)
         self._awaited = set(way.tasks)
         stream = self._stream
         tops = subtrees(self._joint.start, self._joint.stop, stream.shards)
         self._rising.start(stream.cut, np.dtype(stream.dtype), tops)
+        if way.gives:
+            self._leave(parameters)
+            deadline = monotonic() + LEAST
+            while self._lacking and (rest := deadline - monotonic()) > 0:
+                self._hear(rest)  # and to those that come later it is given then
+
+    def _leave(self, parameters: Vector) -> None:
+        """Have parameters lie where others read them; whoever still copies the last ones sees that they change."""
+        self._store.turned()
+        if self._parameters is None:
+            memory = self._store(parameters.nbytes)
+            self._parameters = np.frombuffer(memory, dtype=parameters.dtype, count=len(parameters))
+        self._parameters[:] = parameters
 
     def take(self, reply: Reply) -> None:
         """Add what this worker sums; after its answer wait for the others and send what is left."""
@@ -208,7 +274,9 @@ class Adding:
                 self._heed(line, message)
             except (WireError, ReductionError):
                 self._gate.drop(line)
-                self._awaited.discard(self._tasks.get(line, self._task))
+                gone = self._tasks.get(line, self._task)
+                self._awaited.discard(gone)
+                self._lacking.discard(gone)
 
     def _heed(self, line: SharedChannel, message: Message) -> None:
         header, frames = message
@@ -218,6 +286,9 @@ class Adding:
                 raise WireError(f"Sums of {task} must be awaited from this worker, however they are not; report this")
             line.reclaim()
             self._tasks[line] = task
+            if task in self._lacking and self._parameters is not None:
+                self._lacking.remove(task)
+                self._post(line, *encode_part(task, 0, self._parameters))
             return
         reply, own = decode_reply(header, frames), self._tasks.get(line)
         if own is None or reply.task != own or line in self._answers:
@@ -251,8 +322,11 @@ class Adding:
             self._tell(line, WAIT)
 
     def _tell(self, line: SharedChannel, mark: str) -> None:
+        self._post(line, encode_mark(mark, self._tasks[line]))
+
+    def _post(self, line: SharedChannel, header: Header, arrays: Sequence[Vector] = ()) -> None:
         with suppress(OSError):  # it is gone, or does not listen
-            line.post(encode_mark(mark, self._tasks[line]))
+            line.post(header, arrays)
             if line.flush():
                 return
         self._gate.drop(line)

@@ -7,16 +7,24 @@ from dasktrain.messages import Header, Task, of_kind, reading
 
 @dataclass(frozen=True, slots=True)
 class Via:
-    """Send by way of another worker of this host, which takes connections at a gate."""
+    """Send by way of another worker of this host, which takes connections at a gate.
+
+    `given`: the parameters come from there.
+    """
 
     gate: str
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """Send for other workers of this host as well, whose tasks follow this worker's shard by shard."""
+    """Send for other workers of this host as well, whose tasks follow this worker's shard by shard.
+
+    `gives`: they get the parameters from this worker.
+    """
 
     tasks: tuple[Task, ...]
+    gives: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +59,10 @@ Way = Via | Joint | Sharded | None
 def encode_way(way: Way) -> Header:
     """Turn the way of an answer into a part of the header that asks for it."""
     match way:
-        case Via(gate):
-            return {"via": gate}
-        case Joint(tasks):
-            return {"joint": [(task.start, task.stop) for task in tasks]}
+        case Via(gate, given):
+            return {"via": gate, "given": given}
+        case Joint(tasks, gives):
+            return {"joint": [(task.start, task.stop) for task in tasks], "gives": gives}
         case Sharded(mesh, place, is_new=False):
             return {"mesh": mesh, "place": place}
         case Sharded(mesh, place, peers, tasks):
@@ -73,7 +81,7 @@ def decode_way(header: Header, task: Task) -> Way:
         It is not what `encode_way` makes.
     """
     if "via" in header:
-        return Via(of_kind(str, header["via"]))
+        return Via(of_kind(str, header["via"]), of_kind(bool, header["given"]))
     if "mesh" in header:
         return _sharded(header, task)
     if "joint" not in header:
@@ -84,7 +92,7 @@ def decode_way(header: Header, task: Task) -> Way:
             raise ValueError(f"shards {start} to {stop} do not follow {end}")
         tasks.append(replace(task, start=start, stop=stop))
         end = stop
-    return Joint(tuple(tasks))
+    return Joint(tuple(tasks), of_kind(bool, header["gives"]))
 
 
 def _sharded(header: Header, task: Task) -> Sharded:

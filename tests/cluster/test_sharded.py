@@ -17,7 +17,7 @@ from torch import nn
 
 import dasktrain as dt
 from dasktrain import buckets
-from dasktrain.cut import Cut, bucket_for
+from dasktrain.cut import Cut, small_for
 from dasktrain.errors import BadInput
 from dasktrain.messages import Bucket, Header, Vector
 from dasktrain.wire import bandwidth
@@ -30,7 +30,7 @@ from tests.saboteurs import Once
 WORKERS, SHARDS = 3, 4
 NUMBERS = sum(parameter.numel() for parameter in made().parameters())
 #: buckets of a gradient
-BUCKETS = len(Cut(NUMBERS, bucket_for(NUMBERS, WORKERS)).offsets)
+BUCKETS = len(Cut(NUMBERS, small_for(NUMBERS, WORKERS)).offsets)
 
 
 class Hosts(LocalCluster):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import dasktrain as dt
 from dasktrain import buckets, cut
 from dasktrain.fitting import CANARY_ROWS
-from dasktrain.messages import Bucket
+from dasktrain.messages import Bucket, State, Task
 from dasktrain.wire import dask as on_dask
 from dasktrain.wire.shared import POSSIBLE
 from tests.cluster.test_shared_memory import eventually, held_by_workers, pids
@@ -107,6 +107,23 @@ def test_their_sums_come_as_one(remote: Client, wanted: str, monkeypatch: pytest
     with dask.config.set({"dasktrain.shared-memory": share}):
         assert fit(remote, made()).digest == wanted
     assert TOGETHER in nodes if share else nodes == APART
+
+
+def test_their_parameters_come_once(remote: Client, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, encode = dict[int, list[int]](), on_dask.encode_ask
+
+    def noted(task: Task, state: State) -> tuple[dict[str, Any], list[Any]]:
+        sent.setdefault(task.round, []).append(len(state.parameters))
+        return encode(task, state)
+
+    monkeypatch.setattr(on_dask, "encode_ask", noted)
+    module = made()
+    assert fit(remote, module).digest == wanted
+    numbers = sum(parameter.numel() for parameter in module.parameters())
+    assert sorted(sent[0]) == [numbers] * WORKERS, "they have not met"
+    assert {round: sorted(found) for round, found in sent.items() if round} == {
+        round: [0] * (WORKERS - 1) + [numbers] for round in range(1, ROUNDS)
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
