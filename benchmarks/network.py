@@ -1,6 +1,6 @@
 """Rounds over a shaped network: the driver on one host, two workers on others, every link 1 Gbit/s, 25M parameters.
 
-Hosts are network namespaces (root, ``ip`` and ``tc`` are needed). Each round the parameters go to each worker, and a
+Hosts are network namespaces (root, ``ip`` and ``tc`` are needed). Each round the parameters go to each host, and a
 gradient comes back from each: the payload, all of it through the driver's link, which carries both directions at once.
 
 - *wire time* is what a round takes longer than the same round of two workers that share the driver's memory, on the
@@ -8,8 +8,8 @@ gradient comes back from each: the payload, all of it through the driver's link,
   a bare TCP connection on the same link needs for as many bytes, one direction after the other.
 - *remote bytes* are those of the driver's interface in both directions, the scheduler's few among them.
 
-With ``--workers-per-host``, workers of one host send their gradients together; the same rounds are measured with that
-and without.
+With ``--workers-per-host``, workers of one host get parameters and send gradients together; the same rounds are
+measured with that and without, which takes as many times the payload.
 """
 
 import json
@@ -175,11 +175,11 @@ def logged(folder: Path) -> str:
     return (folder / "log").read_text()[-3000:]
 
 
-def figures(found: dict[str, Any], mbit: int, workers: int = len(WORKERS)) -> dict[str, Any]:
-    """Compare what was measured with the payload: parameters to each worker, and a gradient from each host."""
+def figures(found: dict[str, Any], mbit: int) -> dict[str, Any]:
+    """Compare what was measured with the payload: parameters to each host, and a gradient from each."""
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in model().parameters())
-    payload = parameters * 4 * (workers + len(WORKERS))
+    payload = parameters * 4 * 2 * len(WORKERS)
     at_line_rate, local = payload / (mbit * 1e6 / 8), float(np.median(found["local"]))
     wire = [seconds - local for seconds in found["remote"]]
     return {
@@ -207,7 +207,7 @@ def run(rounds: int, mbit: int, workers_per_host: int) -> None:
     with tempfile.TemporaryDirectory() as folder, connected(DRIVER, *WORKERS) as network:
         found = measured(network, Path(folder), rounds, mbit, workers_per_host)
     name = "network" if workers_per_host == 1 else f"network-{workers_per_host}-workers-per-host"
-    write(name, {"rounds": rounds, **figures(found, mbit, len(WORKERS) * workers_per_host)})
+    write(name, {"rounds": rounds, **figures(found, mbit)})
 
 
 PARTS = {"drive": drive, "drain": drain}

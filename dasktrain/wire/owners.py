@@ -37,15 +37,15 @@ class Round:
         Places of owners that will not deliver any more.
     answers : dict
         Of peers that have answered, and are owed something.
-    asked : dict
-        Of each, places of owners whose buckets it was asked to send again.
+    due : dict
+        Of each that has answered, places of owners whose buckets it is now to send itself.
     """
 
     tasks: dict[str, Task]
     owed: dict[str, set[int]]
     absent: set[int] = field(default_factory=set)
     answers: dict[str, Answer] = field(default_factory=dict)
-    asked: dict[str, set[int]] = field(default_factory=dict)
+    due: dict[str, set[int]] = field(default_factory=dict)
     faulty: bool = False
     began: float = field(default_factory=monotonic)
     first: float | None = None  # seconds until the first answer
@@ -162,6 +162,7 @@ class Owners:
         round.first = round.first or monotonic() - round.began
         place = round.place(worker)
         round.answers[worker] = answer
+        round.due[worker] = round.owed[worker] & round.absent
         lost = {place}
         if delivered is None:
             round.owed[worker].clear()
@@ -227,16 +228,18 @@ class Owners:
         round = self._round
         if round is None:
             return
-        for worker in list(round.answers):
-            asked = round.asked.setdefault(worker, set())
-            places = (round.owed[worker] & round.absent) - asked
-            if places:
-                asked |= places
+        due, round.due = round.due, {}
+        for worker, found in due.items():
+            places = found & round.owed[worker]
+            if worker in round.answers and places:
                 yield worker, round.tasks[worker], places
 
     def _lose(self, round: Round, places: Iterable[int]) -> None:
         """Await nothing more from some owners."""
-        round.absent.update(places)
+        lost = set(places) - round.absent
+        round.absent |= lost
+        for worker in round.answers:
+            round.due.setdefault(worker, set()).update(round.owed[worker] & lost)
         self._settle(round)
 
     def _settle(self, round: Round) -> None:
