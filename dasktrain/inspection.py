@@ -21,7 +21,8 @@ from dasktrain.fleet import difference
 from dasktrain.probe import Sample, probe
 from dasktrain.trainer import Trainer, wire_of
 from dasktrain.wire import Wire
-from dasktrain.wire.dask import DaskWire, exposed
+from dasktrain.wire.dask import DaskWire
+from dasktrain.wire.exposure import exposed
 
 #: packages whose versions had better be one on client, scheduler and workers; torch's, Python's and ours must be
 SAME = ("dask", "distributed", "msgpack", "cloudpickle", "numpy", "pandas")

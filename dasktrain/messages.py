@@ -83,6 +83,11 @@ class State:
     tables: tuple[Table, ...] = ()
     change: Vector | None = None
 
+    @property
+    def is_told_in_changes(self) -> bool:
+        """Whether workers are told what has changed, as far as they have the rest."""
+        return bool(self.tables) or self.change is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Partial:

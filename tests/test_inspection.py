@@ -13,7 +13,7 @@ from dasktrain.errors import BadInput
 from dasktrain.fitting import Needs
 from dasktrain.inspection import Report, _Cluster, _fitting, _report
 from dasktrain.probe import Sample, probe
-from dasktrain.wire.dask import exposed
+from dasktrain.wire.exposure import exposed
 from tests.small import closed, linear, table
 
 DOMAIN: dict[str, str | int] = {"torch": "2.13.0", "kernel path": "AVX2", "threads": 1, "canary": "abc"}

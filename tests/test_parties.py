@@ -119,20 +119,31 @@ def test_whoever_is_new_gets_its_own_and_so_do_all_of_its_host() -> None:
     assert given(parties, "aaa") == set()
 
 
-def test_whoever_lacks_parameters_gets_them_once_and_sends_for_itself() -> None:
+def test_whoever_lacks_parameters_waits_while_they_get_on_and_then_gets_them() -> None:
     parties = met("aaa")
     assert given(parties, "aaa") == {"1", "2"}
     (_, _), (_, task), (_, _) = asks("aaa", replace(TASK, round=1))
-    assert not parties.lacks("1", replace(task, round=0))
-    assert parties.lacks("1", task)
-    assert not parties.lacks("1", task)
+    assert parties.giver("1", replace(task, round=0)) is None
+    assert parties.giver("1", task) == "0"
+    assert [parties.instead("1", "0", left) for left in (9, 5)] == [Via("gate 0", given=True)] * 2
+    assert parties.instead("2", "0", 5) is not None, "each has a say of its own"
+    assert parties.instead("1", "0", 5) is None
     assert given(parties, "aaa", round=2) == set()
-    parties.sender("1", answer(task), passed=False)
-    assert given(parties, "aaa", round=3) == set()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_whoever_lacks_parameters_that_were_sent_or_whose_giver_is_gone_gets_them(gone: bool) -> None:
+    parties = met("aa")
+    given(parties, "aa")
+    if gone:
+        parties.forget("0")
+    assert parties.instead("1", "0", 5 if gone else 0) is None
 
 
 def test_when_a_round_is_over_nobody_gets_its_parameters() -> None:
     parties = met("aa")
     assert given(parties, "aa") == {"1"}
+    task = asks("aa", replace(TASK, round=1))[1][1]
+    assert parties.giver("1", task) == "0"
     parties.end()
-    assert not parties.lacks("1", asks("aa", replace(TASK, round=1))[1][1])
+    assert parties.giver("1", task) is None

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from dasktrain.messages import (
     decode_mark,
     decode_reply,
     encode_mark,
-    encode_part,
     encode_reply,
 )
 from dasktrain.reduce import Node, subtrees
@@ -58,7 +56,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(together, "LEAST", PATIENCE)
     monkeypatch.setattr(together, "SILENCE", PATIENCE)
     monkeypatch.setattr(together, "SIGN", 0.05)
-    monkeypatch.setattr(together, "GIVEN", PATIENCE)
 
 
 @pytest.fixture
@@ -66,7 +63,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody wait for long."""
     monkeypatch.setattr(together, "LEAST", 0.2)
     monkeypatch.setattr(together, "SILENCE", 0.4)
-    monkeypatch.setattr(together, "GIVEN", 0.4)
 
 
 class Peer:
@@ -291,108 +287,6 @@ def test_what_one_raises_is_told_by_itself_and_the_others_go_on(peers: Callable[
     told, others = failing.sent(), other.sent()
     assert [reply for reply in told if isinstance(reply, Failure)] == [failure]
     assert [(other.task.start, other.task.stop)] == of_answers([*told, *others])
-
-
-# -- parameters that one gives the others -----------------------------------------------------------------------------
-
-
-def give(peers: Sequence[Peer], shares: Sequence[Node]) -> list[Callable[[], None]]:
-    """Return what gives workers their tasks, parameters coming from the first."""
-    joint = Joint(tuple(replace(TASK, start=start, stop=stop) for start, stop in shares[1:]), gives=True)
-    via = Via(peers[0].together.meeting.gate, given=True)
-    return [
-        partial(peer.begin, *share, joint if peer is peers[0] else via)
-        for peer, share in zip(peers, shares, strict=True)
-    ]
-
-
-def held(peer: Peer) -> bytes | None:
-    return None if peer.state is None else peer.state.parameters.tobytes()
-
-
-@pytest.mark.parametrize("shares", SHARES)
-def test_others_have_the_parameters_of_the_first(peers: Callable[..., list[Peer]], shares: Sequence[Node]) -> None:
-    workers = peers(*shares)
-    all_at_once(*(worker.compute for worker in workers))
-    assert total(workers[0].sent()) == wanted()
-    for _ in range(3):
-        all_at_once(*give(workers, shares))
-        assert [held(worker) for worker in workers] == [PARAMETERS.tobytes()] * len(workers)
-        all_at_once(*(worker.compute for worker in workers))
-        first, *others = (worker.sent() for worker in workers)
-        assert total(first) == wanted()
-        assert others == [[]] * (len(shares) - 1)
-
-
-def test_parameters_stay_as_they_are_when_the_next_come(peers: Callable[..., list[Peer]], monkeypatch: Any) -> None:
-    """The first goes on to the next round while another still computes, whose answer nobody waits for."""
-    workers = peers((0, 4), (4, 8))
-    all_at_once(*give(workers, [(0, 4), (4, 8)]))
-    late = workers[1]
-    next_ones = State(PARAMETERS + 1, np.empty(0, np.uint8))
-    monkeypatch.setattr(together, "LEAST", 0.1)
-    workers[0].together.begin(workers[0].task, Joint((replace(TASK, start=4, stop=8, round=1),), gives=True), next_ones)
-    assert held(late) == PARAMETERS.tobytes()
-
-
-@pytest.mark.usefixtures("hasty")
-def test_whoever_comes_late_is_given_them_then(peers: Callable[..., list[Peer]], monkeypatch: Any) -> None:
-    monkeypatch.setattr(together, "GIVEN", PATIENCE)
-    first, late = peers((0, 4), (4, 8))
-    of_first, of_late = give([first, late], [(0, 4), (4, 8)])
-    of_first()  # and waits for a while
-    all_at_once(first.compute, of_late)
-    assert held(late) == PARAMETERS.tobytes()
-
-
-def lacks(worker: Peer) -> bool:
-    """Whether a worker has told the driver that it lacks parameters, and goes on without others."""
-    worker.sent()
-    found = worker.state is None and ("lacks", worker.task) in worker.marks
-    worker.begin(worker.task.start, worker.task.stop, Via("nobody"))  # as the driver asks it anew
-    return found
-
-
-def test_whoever_is_not_given_them_in_time_says_so(peers: Callable[..., list[Peer]], monkeypatch: Any) -> None:
-    first, waits = peers((0, 4), (4, 8))
-    monkeypatch.setattr(together, "GIVEN", 0.3)
-    _, of_waits = give([first, waits], [(0, 4), (4, 8)])
-    of_waits()
-    waits.sent()
-    assert ("waits", waits.task) in waits.marks, "or it would be held to be late"
-    assert lacks(waits)
-
-
-def test_whoever_is_left_alone_says_so(peers: Callable[..., list[Peer]]) -> None:
-    first, *others = peers((0, 2), (2, 4), (4, 8))
-    calls = give([first, *others], [(0, 2), (2, 4), (4, 8)])[1:]
-    all_at_once(*calls, lambda: first.die())
-    assert [lacks(other) for other in others] == [True, True]
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        encode_part(replace(TASK, start=4, stop=7), 0, PARAMETERS),
-        encode_part(replace(TASK, start=4), 1, PARAMETERS),
-        encode_part(replace(TASK, start=4), 0, PARAMETERS[1:]),
-        encode_part(replace(TASK, start=4), 0, PARAMETERS.astype(np.float64)),
-    ],
-    ids=["of another task", "begins elsewhere", "too few", "another dtype"],
-)
-def test_what_are_not_the_parameters_is_not_taken(
-    peers: Callable[..., list[Peer]], part: tuple[dict[str, Any], Any]
-) -> None:
-    first, other = peers((0, 4), (4, 8))
-
-    def give_that() -> None:
-        lines = list[SharedChannel]()
-        while not lines:
-            lines += [line for line, _ in first.together._gate.heard(PATIENCE)]  # it comes
-        lines[0].send(*part)
-
-    all_at_once(give([first, other], [(0, 4), (4, 8)])[1], give_that)
-    assert lacks(other)
 
 
 # -- who makes no sense -----------------------------------------------------------------------------------------------

@@ -118,6 +118,11 @@ class Channel:
             return False
         return True
 
+    @property
+    def left(self) -> int:
+        """Bytes that are posted and not sent."""
+        return sum(len(piece) for piece in self._out)
+
     def keep(self) -> None:
         """Copy what is posted and not sent."""
         self._out = deque(memoryview(bytes(piece)) for piece in self._out)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
 from dask.delayed import Delayed
 from distributed import Client
@@ -40,6 +39,7 @@ from dasktrain.topology import Reduction
 from dasktrain.vector import plain_memory
 from dasktrain.wire.bandwidth import Gauge
 from dasktrain.wire.channel import Channel
+from dasktrain.wire.exposure import exposed
 from dasktrain.wire.inbox import Inbox
 from dasktrain.wire.leases import Attached, Leases, reach
 from dasktrain.wire.owners import Owners, parts
@@ -52,7 +52,6 @@ from dasktrain.wire.together import PASSED
 from dasktrain.wire.watch import Watch
 from dasktrain.wire.ways import Sharded, Via, Way, encode_way
 
-LOOPBACK = ("127.", "localhost", "::1")
 #: what other threads tell: events, and workers whose lease is attached
 News = Event | Attached
 
@@ -215,9 +214,11 @@ class DaskWire:
             self._post(worker, task, None)
 
     def _begin(self) -> None:
-        """Send what was held back."""
+        """Send what was held back, once in a round."""
+        if not self._begins:
+            return
         asks, self._asks, self._begins = self._asks, [], False
-        can_give = self._state is not None and not _changes(self._state)
+        can_give = self._state is not None and not self._state.is_told_in_changes
         ways: Mapping[str, Way] = self._parties.ways(asks, can_give) or self._owners.ways(asks)
         for worker, task in asks:
             self._post(worker, task, ways.get(worker))
@@ -228,7 +229,7 @@ class DaskWire:
             return  # its leaving is in the news
         assert state is not None
         self._asked[worker] = monotonic()
-        changes = _changes(state) and not isinstance(channel, SharedChannel)
+        changes = state.is_told_in_changes and not isinstance(channel, SharedChannel)
         encode = partial(self._changes.encode, worker) if changes else encode_ask
         elsewhere = isinstance(way, Sharded) or (isinstance(way, Via) and way.given)
         with_it = replace(state, parameters=state.parameters[:0]) if elsewhere else state
@@ -328,7 +329,10 @@ class DaskWire:
         """Take what a worker tells of parameters that have not come to it, or of sums that it sent again."""
         (mark, task), places = decode_mark(header), decode_places(header)
         if mark == LACKS:
-            if self._parties.lacks(worker, task) or self._owners.lacks(worker, task, places):
+            if (giver := self._parties.giver(worker, task)) is not None:
+                left = self._channels[giver].left if giver in self._channels else 0
+                self._post(worker, task, self._parties.instead(worker, giver, left))
+            elif self._owners.lacks(worker, task, places):
                 self._post(worker, task, None)
         elif mark == SENT_AGAIN:
             self._owners.sent_again(worker, task, places)
@@ -380,19 +384,3 @@ class DaskWire:
             self._placing.wait(ending, seconds("timeouts.close"))
         self.client.cancel(list(futures.values()))
         released(list(futures.values()))
-
-
-def _changes(state: State) -> bool:
-    """Return whether workers are told what has changed of a state."""
-    return bool(state.tables) or state.change is not None
-
-
-def exposed(scheduler: str) -> str | None:
-    """Return what there is to fear at a scheduler's address, if others can reach it and it does not use TLS."""
-    address = urlsplit(scheduler)
-    if address.scheme != "tcp" or (address.hostname or "").startswith(LOOPBACK):
-        return None
-    return (
-        f"A cluster that others can reach should use TLS, however {scheduler} does not: whoever reaches it can run "
-        "code there, and read what crosses it; start it with a Security, or keep its network closed"
-    )

@@ -50,6 +50,12 @@ class Gate:
                     assert isinstance(descriptors, socket.socket)
                     self._admit(descriptors)
 
+    @property
+    def lines(self) -> list[SharedChannel]:
+        """The lines that are open, as far as is known."""
+        open = [key.fileobj for key in self._selector.get_map().values()]
+        return [line for line in open if isinstance(line, SharedChannel)]
+
     def drop(self, line: SharedChannel) -> None:
         """End a line, which its other end sees."""
         with suppress(KeyError, ValueError):  # it has ended

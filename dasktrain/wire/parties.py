@@ -1,6 +1,7 @@
 """On the driver: which workers of one host get parameters once and send together, by way of one of them."""
 
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from dasktrain.messages import Answer, Task
 from dasktrain.wire.together import Meeting
@@ -22,6 +23,7 @@ class Parties:
         self._passing: dict[str, tuple[str, Task]] = {}  # who has what sent by whom, until it is asked anew
         self._met: dict[str, str] = {}  # by way of whom the latest answers came
         self._asks: dict[str, Task] = {}  # of the round under way
+        self._left: dict[str, int] = {}  # bytes of it that were to be sent when a worker last lacked parameters
         self._alone: set[str] = set()
         self._epoch = -1
 
@@ -61,14 +63,23 @@ class Parties:
 
     def end(self) -> None:
         """Take note that the round is over."""
-        self._asks = {}
+        self._asks, self._left = {}, {}
 
-    def lacks(self, worker: str, task: Task) -> bool:
-        """Take note that parameters have not come to a worker; return whether it is still to have them."""
-        if self._asks.get(worker) != task or self._passing.pop(worker, ("", None))[1] != task:
-            return False
+    def giver(self, worker: str, task: Task) -> str | None:
+        """Return who is to give a worker the parameters of a task, if that is of the round under way."""
+        first, passing = self._passing.get(worker, ("", None))
+        return first if passing == task == self._asks.get(worker) else None
+
+    def instead(self, worker: str, giver: str, left: int) -> Way:
+        """Return the way of a worker that lacks parameters, of which so many bytes are still to be sent to their giver.
+
+        As long as they become fewer it waits on. Otherwise it gets them itself, and sends for itself.
+        """
+        if giver in self._meetings and 0 < left < self._left.get(worker, inf):
+            self._left[worker] = left
+            return Via(self._meetings[giver].gate, given=True)
         self._leave(worker)
-        return True
+        return None
 
     def sender(self, worker: str, answer: Answer, passed: bool) -> str:
         """Return whose answer it is that `worker` sent, or passed on for another that it was told of."""

@@ -1,10 +1,10 @@
 """Workers of one host that send together: one adds up what all of them sum, and the driver's link carries that once.
 
 The others leave their buckets in memory that it reads, and their answers with it, which it passes on after all that
-belongs to them. Once they have met so, the driver's link carries parameters once as well: the one that adds leaves them
-in memory, from which the others copy them. Whoever is late or dies costs the others time, and nobody waits without an
-end: what cannot be added goes up as it is, whoever is not heard sends for itself, and whoever lacks parameters tells
-the driver, and gets them from there. What then comes twice counts once, so no bit depends on it.
+belongs to them. Once they have met so, the driver's link carries parameters once as well: the one that adds lays them
+out in memory, from which the others copy them. Whoever is late or dies costs the others time, and nobody waits without
+an end: what cannot be added goes up as it is, whoever is not heard sends for itself, and whoever lacks parameters tells
+the driver, which knows whether they are still on their way. What comes twice counts once, so no bit depends on it.
 """
 
 import selectors
@@ -45,8 +45,6 @@ from dasktrain.wire.ways import Joint, Via
 LEAST = 0.5
 #: seconds after its own work that a worker waits for any sign of whoever adds, before it sends for itself
 SILENCE = 3.0
-#: seconds that a worker waits for parameters that another gives it, who may still be getting them
-GIVEN = 15.0
 #: seconds between signs while there is nothing to send
 SIGN = 0.5
 #: what one worker tells another of a task: that its buckets will come, that all is well, that its answer is sent
@@ -104,13 +102,14 @@ class Together:
 
 
 class Passing:
-    """Sends by way of another worker of this host, or by itself from when that one fails."""
+    """Gets parameters and sends by way of another worker of this host, or sends by itself from when that one fails."""
 
     def __init__(self, channel: Channel, store: Store, stream: Stream) -> None:
         self._channel, self._store, self._stream = channel, store, stream
         self._parameters: Vector | None = None  # memory for those that are given
         self._line: SharedChannel | None = None
         self._gate = ""
+        self._task: Task | None = None  # that was told to come
         self._kept: list[Reply] = []
 
     def begin(self, task: Task, way: Via) -> None:
@@ -121,25 +120,26 @@ class Passing:
         try:
             if self._line is None:
                 self._connect(way.gate)
-            if self._line is not None:
+            if self._line is not None and self._task != task:
                 self._line.send(encode_mark(COMES, task))
+                self._task = task
         except OSError:
             self.close()
 
     def parameters(self, task: Task) -> Vector | None:
         """Return the parameters of a task once they are given; if they are not, tell the driver, and return None."""
-        try:
-            if self._line is not None and self._await_parameters(self._line, task):
-                return self._parameters
-        except (OSError, WireError):
-            pass
-        self.close()
+        if self._line is not None:
+            try:
+                if self._await_parameters(self._line, task):
+                    return self._parameters
+            except (OSError, WireError):
+                self.close()
         self._channel.send(encode_mark(LACKS, task))
         return None
 
     def _await_parameters(self, line: SharedChannel, task: Task) -> bool:
-        """Copy parameters, so that they stay; return whether they were there, all of them, in time."""
-        deadline = monotonic() + GIVEN
+        """Copy parameters, so that they stay; return whether they came, and did not change meanwhile."""
+        deadline = monotonic() + SILENCE
         with selectors.DefaultSelector() as selector:
             selector.register(line, selectors.EVENT_READ)
             while monotonic() < deadline:
@@ -148,24 +148,26 @@ class Passing:
                     continue
                 header, frames = line.receive(SILENCE)
                 if "part" in header:
-                    return self._copied(task, *decode_part(header, frames)) and not line.stale
-        return False  # what came was of earlier tasks
+                    given, _, values = decode_part(header, frames)
+                    if replace(given, start=task.start, stop=task.stop) == task:
+                        self._copy(values)
+                        return not line.stale
+        return False  # what came was of earlier rounds
 
-    def _copied(self, task: Task, given: Task, offset: int, values: Vector) -> bool:
-        """Copy what was given; return whether it was what this worker is to have."""
-        wanted = task, 0, self._stream.cut.numbers, self._stream.dtype
-        if (given, offset, len(values), values.dtype.name) != wanted:
-            raise WireError(f"Parameters must be those of {wanted}, however {given} came, {len(values)}; report this")
+    def _copy(self, values: Vector) -> None:
+        wanted = self._stream.cut.numbers, self._stream.dtype
+        if (len(values), values.dtype.name) != wanted:
+            raise WireError(f"Parameters must be {wanted}, however {len(values)}, {values.dtype} came; report this")
         if self._parameters is None:
             self._parameters = np.empty_like(values)
         self._parameters[:] = values
-        return True
 
     def take(self, reply: Reply) -> None:
         """Pass something on, and with an answer wait until it is sent."""
         if isinstance(reply, Failure):  # which ends all that belongs to its task
             self._kept = []
             self.close()
+        self._task = self._task if isinstance(reply, Bucket) else None
         self._kept.append(reply)
         if self._line is not None:
             try:
@@ -181,6 +183,7 @@ class Passing:
 
     def close(self) -> None:
         """End the connection with the other worker."""
+        self._task = None
         if self._line is not None:
             self._line.close()
             self._line = None
@@ -205,37 +208,35 @@ class Passing:
 
 
 class Adding:
-    """Adds up what other workers of this host sum, and sends for all of them."""
+    """Gives other workers of this host parameters, adds up what they sum, and sends for all of them."""
 
     def __init__(self, channel: Channel, gate: Gate, store: Store, stream: Stream) -> None:
         self._channel, self._gate, self._store, self._stream = channel, gate, store, stream
         self._rising = Rising(stream.shards, self._send)
         self._parameters: Vector | None = None  # memory of those that are given
-        self._lacking: set[Task] = set()  # of whose parameters are to be given
         self._tasks: dict[SharedChannel, Task] = {}  # what comes on each line
         self._answers: dict[SharedChannel, Answer] = {}
 
     def begin(self, task: Task, way: Joint, parameters: Vector) -> None:
         """Expect the sums of other tasks beside those of one's own; give their workers parameters if they lack them."""
-        self._task, self._lacking = task, set(way.tasks) if way.gives else set()
+        self._task = task
         self._joint = replace(task, stop=way.tasks[-1].stop)
         self._awaited = set(way.tasks)
         stream = self._stream
         tops = subtrees(self._joint.start, self._joint.stop, stream.shards)
         self._rising.start(stream.cut, np.dtype(stream.dtype), tops)
         if way.gives:
-            self._leave(parameters)
-            deadline = monotonic() + LEAST
-            while self._lacking and (rest := deadline - monotonic()) > 0:
-                self._hear(rest)  # and to those that come later it is given then
+            self._give(task, parameters)
 
-    def _leave(self, parameters: Vector) -> None:
-        """Have parameters lie where others read them; whoever still copies the last ones sees that they change."""
+    def _give(self, task: Task, parameters: Vector) -> None:
+        """Lay parameters out for all who have come; whoever still copies the last ones sees that they change."""
         self._store.turned()
         if self._parameters is None:
             memory = self._store(parameters.nbytes)
             self._parameters = np.frombuffer(memory, dtype=parameters.dtype, count=len(parameters))
         self._parameters[:] = parameters
+        for line in self._gate.lines:
+            self._post(line, *encode_part(task, 0, self._parameters))
 
     def take(self, reply: Reply) -> None:
         """Add what this worker sums; after its answer wait for the others and send what is left."""
@@ -274,9 +275,7 @@ class Adding:
                 self._heed(line, message)
             except (WireError, ReductionError):
                 self._gate.drop(line)
-                gone = self._tasks.get(line, self._task)
-                self._awaited.discard(gone)
-                self._lacking.discard(gone)
+                self._awaited.discard(self._tasks.get(line, self._task))
 
     def _heed(self, line: SharedChannel, message: Message) -> None:
         header, frames = message
@@ -286,9 +285,6 @@ class Adding:
                 raise WireError(f"Sums of {task} must be awaited from this worker, however they are not; report this")
             line.reclaim()
             self._tasks[line] = task
-            if task in self._lacking and self._parameters is not None:
-                self._lacking.remove(task)
-                self._post(line, *encode_part(task, 0, self._parameters))
             return
         reply, own = decode_reply(header, frames), self._tasks.get(line)
         if own is None or reply.task != own or line in self._answers:
@@ -330,3 +326,4 @@ class Adding:
             if line.flush():
                 return
         self._gate.drop(line)
+        self._awaited.discard(self._tasks.get(line, self._task))

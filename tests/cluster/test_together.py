@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import dask
@@ -135,6 +136,36 @@ def test_one_that_is_struck_in_a_round_changes_no_bit(
     try:
         with dask.config.set({"dasktrain.timeouts.silence": "4s"}):  # of a worker whose partitions are needed
             assert fit(remote, made(struck, number, once)).digest == wanted
+    finally:
+        with suppress(ProcessLookupError):  # it was killed
+            os.kill(struck, signal.SIGCONT)
+    assert not once(), "nobody was struck"
+
+
+def strike_before_it_gives(number: int, once: Once, pause: float) -> None:
+    """Have this worker be sent a signal, once, when it is about to give parameters that others wait for."""
+    from dasktrain.wire.together import Adding
+
+    give = Adding._give
+
+    def struck(adding: Adding, *given: Any) -> None:
+        if once():
+            Event().wait(pause)
+            os.kill(os.getpid(), number)
+        give(adding, *given)
+
+    Adding._give = struck  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_one_that_is_struck_before_it_gives_parameters_changes_no_bit(
+    remote: Client, wanted: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    once, first, struck = Once(tmp_path), min(remote.nthreads()), pids(remote)[0]
+    remote.run(strike_before_it_gives, number, once, 0.8, workers=[first])
+    try:
+        with dask.config.set({"dasktrain.timeouts.silence": "4s"}):
+            assert fit(remote, made()).digest == wanted
     finally:
         with suppress(ProcessLookupError):  # it was killed
             os.kill(struck, signal.SIGCONT)
