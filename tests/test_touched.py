@@ -124,5 +124,5 @@ def test_answers_that_touch_other_rows_have_other_digests(part: str) -> None:
     task = Task("r", "train", 0, 0, 0, 1)
     table = Touched(np.array([1]), np.ones((1, 2), np.float32))
     other = replace(table, **{part: getattr(table, part) * 2})
-    one, two = ([*digests_of(Answer(task, (Partial(0, 1, None, None, (each,)),), 0.0))] for each in (table, other))
+    one, two = ([*digests_of(Answer(task, (Partial(0, 1, None, None, (each,)),), 0.0), 1)] for each in (table, other))
     assert one != two
