@@ -74,14 +74,9 @@ class Links:
         return (out + back) / self.rate + 2 * self.workers * turns * MESSAGE
 
     @property
-    def are_apart(self) -> bool:
-        """Whether there are several, and nobody shares a link."""
-        return self.hosts == self.workers >= FEWEST
-
-    @property
     def can_shard(self) -> bool:
         """Whether there is something to own for several workers, and nobody shares a link."""
-        return self.are_apart and self.size > (FEWEST - 1) * self.bucket
+        return self.hosts == self.workers >= FEWEST and self.size > (FEWEST - 1) * self.bucket
 
     def best(self, reduction: Reduction) -> Reduction:
         """Return "flat" or "sharded": what was asked for if that can be, or what takes less time."""
