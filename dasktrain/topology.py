@@ -31,8 +31,6 @@ MESSAGE = 2e-4
 FEWEST = 3
 #: of what flat takes, what sharded must save: what nobody notices is not worth more connections
 GAIN = 0.1
-
-
 #: bytes a second of links that are fast: where sharding pays there, it does on slower ones
 FAST = 1.25e9
 

@@ -53,8 +53,7 @@ class Gate:
     @property
     def lines(self) -> list[SharedChannel]:
         """The lines that are open, as far as is known."""
-        open = [key.fileobj for key in self._selector.get_map().values()]
-        return [line for line in open if isinstance(line, SharedChannel)]
+        return [line for key in self._selector.get_map().values() if isinstance(line := key.fileobj, SharedChannel)]
 
     def drop(self, line: SharedChannel) -> None:
         """End a line, which its other end sees."""

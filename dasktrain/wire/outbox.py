@@ -41,19 +41,19 @@ class Outbox:
         """Be ready to reduce among workers of other hosts, to whom `meet` returns lines."""
         self._member = self._ends.enter_context(closing(Member(self._channel, meet, stream)))
 
-    def begin(self, task: Task, way: Way, given: State) -> State | None:
+    def begin(self, task: Task, way: Way, state: State) -> State | None:
         """Have what belongs to a task sent in some way; return its state, None if the driver is to send it anew."""
-        state: State | None = given
         self._take = self._send
         if isinstance(way, Sharded):
             assert self._member is not None  # or the driver could not know of a way
             self._take = self._member.take
             parameters = self._member.begin(task, way)
-            return None if parameters is None else replace(given, parameters=parameters)
-        if way is not None:
-            assert self._together is not None
-            self._take, state = self._together.begin(task, way, given)
-        return state
+            return None if parameters is None else replace(state, parameters=parameters)
+        if way is None:
+            return state
+        assert self._together is not None
+        self._take, known = self._together.begin(task, way, state)
+        return known
 
     def send_again(self, task: Task, places: Iterable[int]) -> None:
         """Send the driver itself what some owners have not delivered."""

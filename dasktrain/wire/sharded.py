@@ -84,9 +84,8 @@ class Member:
             self._lines = self._meet(way)
             self._mesh = way.mesh
         self._rising.start(self._stream.cut, self._parameters.dtype, tops(way.tasks, self._stream.shards))
-        self._missing = {}
-        for offset in self._stream.cut.offsets:
-            self._missing.setdefault(self._owner(offset), set()).add(offset)
+        owned = {place: set(self._stream.cut.owned(place, len(way.peers))) for place in range(len(way.peers))}
+        self._missing = {place: offsets for place, offsets in owned.items() if offsets}
         self._awaited = set(range(len(way.peers))) - {way.place} if task.kind == "train" else set()
         self._lines.add(DRIVER, self._channel)
         self._serve_while(lambda: self._can_come() or self._lines.sending)

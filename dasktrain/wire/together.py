@@ -274,8 +274,7 @@ class Adding:
                     raise WireError("A worker must stay until its answer is sent, however it is gone")
                 self._heed(line, message)
             except (WireError, ReductionError):
-                self._gate.drop(line)
-                self._awaited.discard(self._tasks.get(line, self._task))
+                self._drop(line)
 
     def _heed(self, line: SharedChannel, message: Message) -> None:
         header, frames = message
@@ -325,5 +324,9 @@ class Adding:
             line.post(header, arrays)
             if line.flush():
                 return
+        self._drop(line)
+
+    def _drop(self, line: SharedChannel) -> None:
+        """End a line, and wait for nothing more of it."""
         self._gate.drop(line)
         self._awaited.discard(self._tasks.get(line, self._task))
