@@ -5,6 +5,8 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -78,6 +80,26 @@ def test_memory_can_grow_while_somebody_holds_on_to_it() -> None:
         other.close()
         sender.join(10)
         one.close()
+
+
+def test_what_is_left_is_all_that_has_not_reached_the_other_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        channel = Channel(socket.create_connection(listener.getsockname()))
+        peer, _ = listener.accept()
+    with peer, closing(channel):
+        channel.unblock()
+        channel.post({}, [bytes(1 << 25)])
+        left, taken = [channel.left], 0
+        assert left[0] > 1 << 25
+        while taken < left[0]:
+            channel.flush()
+            left.append(channel.left)
+            taken += len(peer.recv(1 << 20))
+        deadline = monotonic() + 10
+        while channel.left and monotonic() < deadline:  # the system that has it tells this one when it likes
+            left.append(channel.left)
+        assert channel.left == 0
+        assert left == sorted(left, reverse=True)
 
 
 def test_memory_of_frames_is_used_again(ends: tuple[Channel, socket.socket]) -> None:

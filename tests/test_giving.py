@@ -1,6 +1,7 @@
 """wire/together.py: one worker of a host gets the parameters for all of them, and whoever lacks them says so."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -48,9 +49,16 @@ def met(peers: Callable[..., list[Peer]]) -> Callable[..., list[Peer]]:
     return make
 
 
+@pytest.fixture
+def strangers() -> Iterator[Callable[..., list[Peer]]]:
+    """Return what makes workers of which none has ever come to another."""
+    with ExitStack() as ends:
+        yield lambda *shares: [ends.enter_context(closing(Peer())) for _ in shares]
+
+
 @pytest.mark.parametrize("shares", SHARES)
-def test_others_have_the_parameters_of_the_first(met: Callable[..., list[Peer]], shares: Sequence[Node]) -> None:
-    workers = met(*shares)
+def test_others_have_the_parameters_of_the_first(strangers: Callable[..., list[Peer]], shares: Sequence[Node]) -> None:
+    workers = strangers(*shares)
     for _ in range(3):
         all_at_once(*give(workers, shares))
         assert [held(worker) for worker in workers] == [PARAMETERS.tobytes()] * len(workers)
@@ -80,6 +88,20 @@ def test_whoever_comes_late_has_them_all_the_same(met: Callable[..., list[Peer]]
     of_first()
     of_late()
     assert held(late) == PARAMETERS.tobytes()
+
+
+def test_whoever_first_comes_late_has_them_all_the_same(
+    strangers: Callable[..., list[Peer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, late = strangers((0, 4), (4, 8))
+    of_first, of_late = give([first, late], [(0, 4), (4, 8)])
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "LEAST", 0.1)
+        of_first()
+    all_at_once(first.compute, lambda: (of_late(), late.compute()))
+    assert held(late) == PARAMETERS.tobytes()
+    assert total(first.sent()) == wanted()
+    assert late.sent() == []
 
 
 def lacks(worker: Peer) -> bool:

@@ -48,7 +48,7 @@ def test_runs_of_one_host_send_together(hosts: str) -> None:
             assert hosts[last + 1 : last + 2] != hosts[int(worker)]
             for number, other in enumerate(way.tasks, int(worker) + 1):
                 assert tasks[str(number)] == other
-                assert ways[str(number)] == Via(f"gate {worker}")
+                assert ways[str(number)] == Via(f"gate {worker}", given=True)
                 assert parties.sender(worker, answer(other), passed=True) == str(number)
         assert decode_way(encode_way(way), task) == way
 
@@ -89,16 +89,6 @@ def test_whoever_left_is_not_met() -> None:
     assert parties.ways(asks("aa"), True) == {}
 
 
-def met(hosts: str) -> Parties:
-    """Return what is known of workers whose answers have come by way of the first of them."""
-    parties = known(hosts)
-    parties.ways(asks(hosts), True)
-    for _, task in asks(hosts)[1:]:
-        parties.sender("0", answer(task), passed=True)
-    parties.end()
-    return parties
-
-
 def given(parties: Parties, hosts: str, can_give: bool = True, round: int = 1) -> set[str]:
     """Return who gets parameters from another, as all are told alike."""
     ways = parties.ways(asks(hosts, replace(TASK, round=round)), can_give)
@@ -107,20 +97,20 @@ def given(parties: Parties, hosts: str, can_give: bool = True, round: int = 1) -
     return found
 
 
-def test_parameters_come_once_for_all_who_have_met() -> None:
-    assert given(known("aaa"), "aaa") == set()
-    assert given(met("aaa"), "aaa") == {"1", "2"}
-    assert given(met("aaa"), "aaa", can_give=False) == set()
+def test_parameters_come_once_for_all_of_a_host() -> None:
+    assert given(known("aaa"), "aaa") == {"1", "2"}
+    assert given(known("aaa"), "aaa", can_give=False) == set()
 
 
-def test_whoever_is_new_gets_its_own_and_so_do_all_of_its_host() -> None:
-    parties = met("aa")
+def test_whoever_is_new_is_given_them_as_well() -> None:
+    parties = known("aa")
+    assert given(parties, "aa", round=0) == {"1"}
     parties.add("2", Meeting("a", "gate 2"))
-    assert given(parties, "aaa") == set()
+    assert given(parties, "aaa") == {"1", "2"}
 
 
 def test_whoever_lacks_parameters_waits_while_they_get_on_and_then_gets_them() -> None:
-    parties = met("aaa")
+    parties = known("aaa")
     assert given(parties, "aaa") == {"1", "2"}
     (_, _), (_, task), (_, _) = asks("aaa", replace(TASK, round=1))
     assert parties.giver("1", replace(task, round=0)) is None
@@ -133,7 +123,7 @@ def test_whoever_lacks_parameters_waits_while_they_get_on_and_then_gets_them() -
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_whoever_lacks_parameters_that_were_sent_or_whose_giver_is_gone_gets_them(gone: bool) -> None:
-    parties = met("aa")
+    parties = known("aa")
     given(parties, "aa")
     if gone:
         parties.forget("0")
@@ -141,7 +131,7 @@ def test_whoever_lacks_parameters_that_were_sent_or_whose_giver_is_gone_gets_the
 
 
 def test_when_a_round_is_over_nobody_gets_its_parameters() -> None:
-    parties = met("aa")
+    parties = known("aa")
     assert given(parties, "aa") == {"1"}
     task = asks("aa", replace(TASK, round=1))[1][1]
     assert parties.giver("1", task) == "0"

@@ -9,11 +9,13 @@ frames.
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import select
 import socket
 import ssl
 import struct
+import termios
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any, cast
@@ -120,8 +122,9 @@ class Channel:
 
     @property
     def left(self) -> int:
-        """Bytes that are posted and not sent."""
-        return sum(len(piece) for piece in self._out)
+        """Bytes that are posted and have not reached the peer's system, as Linux tells it (``SIOCOUTQ``, tcp(7))."""
+        (sent,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
+        return sum(len(piece) for piece in self._out) + int(sent)
 
     def keep(self) -> None:
         """Copy what is posted and not sent."""

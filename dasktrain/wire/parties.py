@@ -14,14 +14,13 @@ Ask = tuple[str, Task]
 class Parties:
     """Workers that can send together, and those that do in the round under way.
 
-    Whoever then sends for itself, because it or another was late, goes on so for the rest of the epoch. Parameters come
-    once for all of them from when all their answers have come by way of the same one.
+    Whoever then gets parameters itself or sends for itself, because it or another was late, goes on so for the rest of
+    the epoch.
     """
 
     def __init__(self) -> None:
         self._meetings: dict[str, Meeting] = {}
         self._passing: dict[str, tuple[str, Task]] = {}  # who has what sent by whom, until it is asked anew
-        self._met: dict[str, str] = {}  # by way of whom the latest answers came
         self._asks: dict[str, Task] = {}  # of the round under way
         self._left: dict[str, int] = {}  # bytes of it that were to be sent when a worker last lacked parameters
         self._alone: set[str] = set()
@@ -35,7 +34,6 @@ class Parties:
     def forget(self, worker: str) -> None:
         """Take note of a worker's end."""
         self._meetings.pop(worker, None)
-        self._met.pop(worker, None)
 
     def may_meet(self, worker: str) -> bool:
         """Return whether a worker can send together with others."""
@@ -55,10 +53,9 @@ class Parties:
         for (first, _), *others in self._divided(asks):
             meeting = self._meetings.get(first)
             if others and meeting is not None:
-                gives = can_give and all(self._met.get(worker) == first for worker, _ in others)
                 self._passing |= {worker: (first, task) for worker, task in others}
-                ways[first] = Joint(tuple(task for _, task in others), gives)
-                ways |= {worker: Via(meeting.gate, gives) for worker, _ in others}
+                ways[first] = Joint(tuple(task for _, task in others), can_give)
+                ways |= {worker: Via(meeting.gate, can_give) for worker, _ in others}
         return ways
 
     def end(self) -> None:
@@ -78,24 +75,17 @@ class Parties:
         if giver in self._meetings and 0 < left < self._left.get(worker, inf):
             self._left[worker] = left
             return Via(self._meetings[giver].gate, given=True)
-        self._leave(worker)
+        self._alone.add(worker)
         return None
 
     def sender(self, worker: str, answer: Answer, passed: bool) -> str:
         """Return whose answer it is that `worker` sent, or passed on for another that it was told of."""
         if passed:
             told = (worker, answer.task)
-            owner = next((owner for owner, passing in self._passing.items() if passing == told), worker)
-            self._met[owner] = worker
-            return owner
+            return next((owner for owner, passing in self._passing.items() if passing == told), worker)
         if self._passing.get(worker, ("", None))[1] == answer.task:
-            self._leave(worker)
+            self._alone.add(worker)
         return worker
-
-    def _leave(self, worker: str) -> None:
-        """Have a worker send for itself for the rest of the epoch."""
-        self._alone.add(worker)
-        self._met.pop(worker, None)
 
     def _divided(self, asks: Iterable[Ask]) -> list[list[Ask]]:
         """Cut what is asked into the longest runs of shards of one host."""

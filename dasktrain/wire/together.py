@@ -1,8 +1,8 @@
 """Workers of one host that send together: one adds up what all of them sum, and the driver's link carries that once.
 
 The others leave their buckets in memory that it reads, and their answers with it, which it passes on after all that
-belongs to them. Once they have met so, the driver's link carries parameters once as well: the one that adds lays them
-out in memory, from which the others copy them. Whoever is late or dies costs the others time, and nobody waits without
+belongs to them. It carries parameters once as well: the one that adds lays them out in memory, from which the others
+copy them. Whoever is late or dies costs the others time, and nobody waits without
 an end: what cannot be added goes up as it is, whoever is not heard sends for itself, and whoever lacks parameters tells
 the driver, which knows whether they are still on their way. What comes twice counts once, so no bit depends on it.
 """
@@ -41,7 +41,8 @@ from dasktrain.wire.sharded import LACKS, WAITS
 from dasktrain.wire.shared import SharedChannel, Store, connected, lead
 from dasktrain.wire.ways import Joint, Via
 
-#: whoever adds waits for the others as long again as it worked itself, and at least so many seconds
+#: whoever adds waits for the others as long again as it worked itself, and at least so many seconds; as many for
+#: those to come that it is to give parameters
 LEAST = 0.5
 #: seconds after its own work that a worker waits for any sign of whoever adds, before it sends for itself
 SILENCE = 3.0
@@ -216,6 +217,8 @@ class Adding:
         self._parameters: Vector | None = None  # memory of those that are given
         self._tasks: dict[SharedChannel, Task] = {}  # what comes on each line
         self._answers: dict[SharedChannel, Answer] = {}
+        self._gives = False
+        self._given: set[SharedChannel] = set()  # who has been given parameters
 
     def begin(self, task: Task, way: Joint, parameters: Vector) -> None:
         """Expect the sums of other tasks beside those of one's own; give their workers parameters if they lack them."""
@@ -225,18 +228,27 @@ class Adding:
         stream = self._stream
         tops = subtrees(self._joint.start, self._joint.stop, stream.shards)
         self._rising.start(stream.cut, np.dtype(stream.dtype), tops)
+        self._gives, self._given = way.gives, set()
         if way.gives:
-            self._give(task, parameters)
+            self._give(parameters)
 
-    def _give(self, task: Task, parameters: Vector) -> None:
-        """Lay parameters out for all who have come; whoever still copies the last ones sees that they change."""
+    def _give(self, parameters: Vector) -> None:
+        """Lay parameters out for all who come soon; whoever still copies the last ones sees that they change."""
         self._store.turned()
         if self._parameters is None:
             memory = self._store(parameters.nbytes)
             self._parameters = np.frombuffer(memory, dtype=parameters.dtype, count=len(parameters))
         self._parameters[:] = parameters
         for line in self._gate.lines:
-            self._post(line, *encode_part(task, 0, self._parameters))
+            self._give_to(line)
+        deadline = monotonic() + LEAST
+        while len(self._given) < len(self._awaited) and (rest := deadline - monotonic()) > 0:
+            self._hear(rest)
+
+    def _give_to(self, line: SharedChannel) -> None:
+        if self._gives and self._parameters is not None and line not in self._given:
+            self._given.add(line)
+            self._post(line, *encode_part(self._task, 0, self._parameters))
 
     def take(self, reply: Reply) -> None:
         """Add what this worker sums; after its answer wait for the others and send what is left."""
@@ -284,6 +296,7 @@ class Adding:
                 raise WireError(f"Sums of {task} must be awaited from this worker, however they are not; report this")
             line.reclaim()
             self._tasks[line] = task
+            self._give_to(line)
             return
         reply, own = decode_reply(header, frames), self._tasks.get(line)
         if own is None or reply.task != own or line in self._answers:
@@ -329,4 +342,5 @@ class Adding:
     def _drop(self, line: SharedChannel) -> None:
         """End a line, and wait for nothing more of it."""
         self._gate.drop(line)
+        self._given.discard(line)
         self._awaited.discard(self._tasks.get(line, self._task))
