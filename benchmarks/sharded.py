@@ -3,6 +3,8 @@
 Hosts are network namespaces, see benchmarks/network.py. *wire time* is what a round takes longer than the same round of
 as many workers that share the driver's memory, on the same cores. *bytes of a link* are those of an interface in both
 directions: of the driver's, and of the worker's that carries most.
+
+With ``--hosts`` and ``--workers-per-host`` there are as many: of several workers on a host one takes part for all.
 """
 
 import json
@@ -25,7 +27,7 @@ from benchmarks.measure import spread, write
 from benchmarks.network import CLASSES, DRIVER, INPUTS, MBIT, PATIENCE, model, said, started
 from tests.network.hosts import Network, connected, missing
 
-WORKERS = ("amy", "bob", "cat", "dan")
+HOSTS = ("amy", "bob", "cat", "dan")
 WAYS = ("flat", "sharded")
 ROUNDS, WARM, TURNS = 5, 2, 2
 
@@ -46,26 +48,27 @@ def carried() -> int:
     return sum(int(line[1]) + int(line[9]) for line in lines if line[0] == "eth0:")
 
 
-def drive(scheduler: str, rounds: str) -> dict[str, Any]:
+def drive(scheduler: str, given: str, there: str) -> dict[str, Any]:
     """Be the driver's host: train there and back, and with as many workers here, by turns; then in this process."""
+    rounds, workers = int(given), int(there)
     found: dict[str, Any] = {way: {"seconds": [], "driver": [], "worker": []} for way in WAYS}
     chosen, digests, local = Chosen(), set[str](), list[float]()
-    here = LocalCluster(n_workers=len(WORKERS), threads_per_worker=1, dashboard_address=":0")
+    here = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
     with here, Client(here) as near, Client(scheduler, timeout=PATIENCE) as client:
-        client.wait_for_workers(len(WORKERS), timeout=PATIENCE)
+        client.wait_for_workers(workers, timeout=PATIENCE)
         for _ in range(TURNS):
             for way in WAYS:
-                result, bytes_driver, bytes_worker = metered(client, int(rounds), way)
+                result, bytes_driver, bytes_worker = metered(client, rounds, way, workers)
                 digests.add(result.digest)
                 found[way]["seconds"] += seconds(result)
                 found[way]["driver"].append(bytes_driver)
                 found[way]["worker"].append(bytes_worker)
-            result = train(near, int(rounds), "auto")
+            result = train(near, rounds, "auto", workers)
             digests.add(result.digest)
             local += seconds(result)
-        digests.add(train(client, int(rounds), "auto", chosen).digest)
+        digests.add(train(client, rounds, "auto", workers, chosen).digest)
     with dask.config.set({"dasktrain.threads": 1}):
-        digests.add(train(dt.LocalWire(), int(rounds), "auto").digest)
+        digests.add(train(dt.LocalWire(), rounds, "auto", workers).digest)
     return found | {"local": local, "digests": sorted(digests), "told": chosen.told}
 
 
@@ -74,42 +77,42 @@ def seconds(result: dt.Result) -> list[float]:
     return [record["seconds"] for record in result.history.rounds[WARM:]]
 
 
-def metered(client: Client, rounds: int, way: str) -> tuple[dt.Result, float, float]:
+def metered(client: Client, rounds: int, way: str, workers: int) -> tuple[dt.Result, float, float]:
     """Train; return the result, and the bytes a round that the driver's link carried, and a worker's."""
     before = carried(), client.run(carried)
-    result = train(client, rounds, way)
+    result = train(client, rounds, way, workers)
     after = carried(), client.run(carried)
     most = max(after[1][worker] - before[1][worker] for worker in before[1])
     return result, (after[0] - before[0]) / (rounds + WARM), most / (rounds + WARM)
 
 
-def train(client: object, rounds: int, way: str, *observers: dt.Observer) -> dt.Result:
+def train(client: object, rounds: int, way: str, workers: int, *observers: dt.Observer) -> dt.Result:
     """Train some rounds."""
     rng = np.random.default_rng(0)
     data = dt.Arrays(rng.normal(size=(64, INPUTS)).astype(np.float32), rng.integers(0, CLASSES, 64))
     torch.manual_seed(0)
     optimizer = partial(torch.optim.SGD, lr=0.1)
     trainer = dt.Trainer(model(), nn.CrossEntropyLoss(), optimizer, observers=list(observers))
-    workers = len(WORKERS)
     settings: dict[str, Any] = {"batch_size": workers, "shards": workers, "max_rounds": rounds + WARM}
     return trainer.fit(data, client=client, driver="client", reduction=way, **settings)  # type: ignore[arg-type]
 
 
-def measured(network: Network, folder: Path, rounds: int, mbit: int) -> dict[str, Any]:
+def measured(network: Network, folder: Path, rounds: int, hosts: Sequence[str], mbit: int, each: int) -> dict[str, Any]:
     """Start everything on its host, and return what the driver says."""
     with (folder / "log").open("w") as log:
-        scheduler, _ = started(network, folder, log, WORKERS, mbit)
-        return said(network, folder, __spec__.name, "drive", scheduler, str(rounds))
+        scheduler, workers = started(network, folder, log, hosts, mbit, each)
+        return said(network, folder, __spec__.name, "drive", scheduler, str(rounds), str(workers))
 
 
-def figures(found: dict[str, Any], mbit: int) -> dict[str, Any]:
+def figures(found: dict[str, Any], hosts: int, each: int, mbit: int) -> dict[str, Any]:
     """Compare the ways."""
     with torch.device("meta"):
         size = 4 * sum(parameter.numel() for parameter in model().parameters())
     local = float(np.median(found["local"]))
     wire = {way: float(np.median(found[way]["seconds"])) - local for way in WAYS}
     return {
-        "workers": len(WORKERS),
+        "hosts": hosts,
+        "workers of each": each,
         "parameters": size // 4,
         "link, Mbit/s": mbit,
         "a round of workers that share memory, s": spread(found["local"]),
@@ -132,14 +135,17 @@ def mean(bytes: Sequence[float], size: int) -> float:
     return round(float(np.mean(bytes)) / size, 2)
 
 
-def run(rounds: int, mbit: int) -> None:
+def run(rounds: int, mbit: int, hosts: int, workers_per_host: int) -> None:
     """Measure and write; without namespaces, say why there is nothing to measure."""
     if (reason := missing()) is not None:
         print(f"sharded: not measured. {reason}")
         return
-    with tempfile.TemporaryDirectory() as folder, connected(DRIVER, *WORKERS) as network:
-        found = measured(network, Path(folder), rounds, mbit)
-    write("sharded", {"rounds": rounds, "turns": TURNS, **figures(found, mbit)})
+    names = HOSTS[:hosts]
+    with tempfile.TemporaryDirectory() as folder, connected(DRIVER, *names) as network:
+        found = measured(network, Path(folder), rounds, names, mbit, workers_per_host)
+    usual = (hosts, workers_per_host, mbit) == (len(HOSTS), 1, MBIT)
+    name = "sharded" if usual else f"sharded-{hosts}-hosts-of-{workers_per_host}-{mbit}-mbit"
+    write(name, {"rounds": rounds, "turns": TURNS, **figures(found, hosts, workers_per_host, mbit)})
 
 
 if __name__ == "__main__":
@@ -149,4 +155,6 @@ if __name__ == "__main__":
         parser = ArgumentParser(description=__doc__)
         parser.add_argument("--rounds", type=int, default=ROUNDS)
         parser.add_argument("--mbit", type=int, default=MBIT)
+        parser.add_argument("--hosts", type=int, choices=range(2, len(HOSTS) + 1), default=len(HOSTS))
+        parser.add_argument("--workers-per-host", type=int, default=1)
         run(**vars(parser.parse_args()))

@@ -6,15 +6,16 @@ bytes a second that a host's link carries in each direction, b those of a bucket
 ==========  ===================================================  ====================================================
 flat        ``2 H P / B + (W + H) a``                            parameters to each of H hosts, a gradient from each,
                                                                  all through the driver's link
-sharded     ``(out + back) / B + 2 W k a``                       a link carries P in each direction and phase, and waits
+sharded     ``(out + back) / B + (2 H k + W - H) a``             a link carries P in each direction and phase, and waits
                                                                  for the first bucket and the last
 ==========  ===================================================  ====================================================
 
-Owners take turns, ``k = ceil(P / W b)`` of them; in the last turn r bytes are left, so that the busiest owner passes
-``q = (W - 1) ((k - 1) b + min(b, r))`` bytes on, and takes as many in. Of the parameters, either the driver's link is
-busy to the end and the last bucket is then passed on, or the first have come and the busiest owner passes on:
-``out = max(P + (W - 1) b, W b + q)``. Of the gradient, either the first sums have risen and the driver's link is busy
-from then on, or the busiest owner's have, and the last turn's follow: ``back = max(P + (W - 1) b, q + r)``.
+Owners, one worker of each host, take turns, ``k = ceil(P / H b)`` of them; in the last turn r bytes are left, so that
+the busiest owner passes ``q = (H - 1) ((k - 1) b + min(b, r))`` bytes on, and takes as many in. Of the parameters,
+either the driver's link is busy to the end and the last bucket is then passed on, or the first have come and the
+busiest owner passes on: ``out = max(P + (H - 1) b, H b + q)``. Of the gradient, either the first sums have risen and
+the driver's link is busy from then on, or the busiest owner's have, and the last turn's follow: ``back = max(P +
+(H - 1) b, q + r)``.
 """
 
 from dataclasses import dataclass
@@ -27,12 +28,12 @@ from dasktrain import cut
 Reduction = Literal["auto", "flat", "sharded"]
 #: seconds that a message costs its sender, on the safe side: handing a small one to the system takes 30 us of them
 MESSAGE = 2e-4
-#: fewer workers have nothing to gain
-FEWEST = 3
+#: hosts that can reduce among themselves
+FEWEST = 2
 #: of what flat takes, what sharded must save: what nobody notices is not worth more connections
 GAIN = 0.1
-#: bytes a second of links that are fast: where sharding pays there, it does on slower ones
-FAST = 1.25e9
+#: bytes a second of links on which messages are nothing beside bytes: where sharding pays on any, it does on those
+SLOW = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,20 @@ class Links:
 
     @property
     def sharded(self) -> float:
-        """Seconds of a round if each worker adds up some buckets, and passes some of the parameters on."""
-        others, turns = self.workers - 1, ceil(self.size / (self.workers * self.bucket))
-        last = self.size - (turns - 1) * self.workers * self.bucket
+        """Seconds of a round if each host adds up some buckets, and passes some of the parameters on."""
+        others, turns = self.hosts - 1, ceil(self.size / (self.hosts * self.bucket))
+        last = self.size - (turns - 1) * self.hosts * self.bucket
         busiest = others * ((turns - 1) * self.bucket + min(self.bucket, last))
         through_driver = self.size + others * self.bucket
-        out = max(through_driver, self.workers * self.bucket + busiest)
+        out = max(through_driver, self.hosts * self.bucket + busiest)
         back = max(through_driver, busiest + last)
-        return (out + back) / self.rate + 2 * self.workers * turns * MESSAGE
+        messages = 2 * self.hosts * turns + self.workers - self.hosts
+        return (out + back) / self.rate + messages * MESSAGE
 
     @property
     def can_shard(self) -> bool:
-        """Whether there is something to own for several workers, and nobody shares a link."""
-        return self.hosts == self.workers >= FEWEST and self.size > (FEWEST - 1) * self.bucket
+        """Whether there is something to own for several hosts."""
+        return self.hosts >= FEWEST and self.size > (FEWEST - 1) * self.bucket
 
     def best(self, reduction: Reduction) -> Reduction:
         """Return "flat" or "sharded": what was asked for if that can be, or what takes less time."""
@@ -86,9 +88,9 @@ class Links:
 def bucket_of(reduction: Reduction, workers: int, hosts: int, numbers: int, width: int) -> int:
     """Return how many numbers a bucket of a run has, each of so many bytes.
 
-    Where rounds will be sharded on all but the fastest links, they are as few as let each worker own some; elsewhere as
-    many as can be, since each costs a message.
+    Where rounds will be sharded, if only on slow links, they are as few as let each host own some; elsewhere as many as
+    can be, since each costs a message.
     """
-    small = cut.small_for(numbers, workers)
-    links = Links(workers, hosts, width * numbers, width * small, FAST)
+    small = cut.small_for(numbers, hosts)
+    links = Links(workers, hosts, width * numbers, width * small, SLOW)
     return small if links.best(reduction) == "sharded" else cut.SIZE

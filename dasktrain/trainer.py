@@ -212,10 +212,10 @@ class Trainer:
             :mod:`dasktrain.balance`.
         reduction
             How parameters and gradients travel; no result depends on it. ``"flat"``: all through the driver's link.
-            ``"sharded"``: each worker adds up a part of the gradient and passes a part of the parameters on, so that no
-            link carries more than about twice the parameters a round in each direction, among 3 or more workers on
-            hosts of their own that can connect to each other. ``"auto"``: what takes less time at the bandwidth found
-            at the start, which an observer's `stage` is told. Where workers share a host, they add up there instead.
+            ``"sharded"``: each host adds up a part of the gradient and passes a part of the parameters on, so that no
+            link carries more than about twice the parameters a round in each direction, among 2 or more hosts whose
+            workers can connect to each other. ``"auto"``: what takes less time at the bandwidth found at the start,
+            which an observer's `stage` is told. Workers that share a host add up there first in any case.
 
         Returns
         -------

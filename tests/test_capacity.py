@@ -97,7 +97,7 @@ def test_a_run_reduces_as_it_is_planned(parameters: int, workers: int, bandwidth
     for address in addresses:
         owners.add(address, bandwidth / 8 * PAYLOAD)
     owners.choose("auto", State(np.broadcast_to(np.float32(0), parameters), np.empty(0, np.uint8)), addresses)
-    ways = owners.ways([(address, Task("r", "train", 0, 0, 0, 1)) for address in addresses])
+    ways = owners.ways([(address, Task("r", "train", 0, 0, 0, 1)) for address in addresses], {})
     assert bool(ways) is (plan.topology == "sharded")
 
 
@@ -109,11 +109,13 @@ def test_a_model_is_as_good_as_its_number_of_parameters() -> None:
     assert dt.plan_cluster(nn.Linear(9, 11), **settings) == dt.plan_cluster(9 * 11 + 11, **settings)
 
 
-def test_the_wire_is_that_of_the_links() -> None:
-    plan = dt.plan_cluster(**GIVEN, workers=12, workers_per_host=4)
+@pytest.mark.parametrize(("reduction", "topology"), [("flat", "host pre-reduce"), ("auto", "sharded")])
+def test_the_wire_is_that_of_the_links(reduction: Any, topology: str) -> None:
+    plan = dt.plan_cluster(**GIVEN, workers=12, workers_per_host=4, reduction=reduction)
     rate = GIVEN["bandwidth"] / 8 * PAYLOAD
-    links = Links(12, 3, WIDTH * GIVEN["parameters"], WIDTH * small_for(GIVEN["parameters"], 12), rate)
-    assert (plan.hosts, plan.topology, plan.wire) == (3, "host pre-reduce", links.flat)
+    links = Links(12, 3, WIDTH * GIVEN["parameters"], WIDTH * small_for(GIVEN["parameters"], 3), rate)
+    wire = links.flat if reduction == "flat" else links.sharded
+    assert (plan.hosts, plan.topology, plan.wire) == (3, topology, wire)
 
 
 def test_workers_beyond_the_shards_are_spares() -> None:

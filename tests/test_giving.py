@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dasktrain.messages import State, encode_part
+from dasktrain.messages import encode_part
 from dasktrain.reduce import Node
-from dasktrain.wire import together
+from dasktrain.wire import adding, passing
 from dasktrain.wire.shared import POSSIBLE
 from dasktrain.wire.ways import Joint, Via
 from tests import test_together
@@ -33,7 +33,7 @@ def give(peers: Sequence[Peer], shares: Sequence[Node]) -> list[Callable[[], Non
 
 
 def held(peer: Peer) -> bytes | None:
-    return None if peer.state is None else peer.state.parameters.tobytes()
+    return None if peer.parameters is None else peer.parameters.tobytes()
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_parameters_stay_as_they_are_when_the_next_come(met: Callable[..., list[
 def again(first: Peer, round: int) -> None:
     """Give one that adds another round, with other parameters."""
     task, other = (replace(TASK, start=start, stop=start + 4, round=round) for start in (0, 4))
-    first.together.begin(task, Joint((other,), gives=True), State(PARAMETERS + round, np.empty(0, np.uint8)))
+    first.together.begin(task, Joint((other,), gives=True), PARAMETERS + round, None)
 
 
 def test_whoever_comes_late_has_them_all_the_same(met: Callable[..., list[Peer]]) -> None:
@@ -96,7 +96,7 @@ def test_whoever_first_comes_late_has_them_all_the_same(
     first, late = strangers((0, 4), (4, 8))
     of_first, of_late = give([first, late], [(0, 4), (4, 8)])
     with monkeypatch.context() as patch:
-        patch.setattr(together, "LEAST", 0.1)
+        patch.setattr(adding, "LEAST", 0.1)
         of_first()
     all_at_once(first.compute, lambda: (of_late(), late.compute()))
     assert held(late) == PARAMETERS.tobytes()
@@ -107,7 +107,7 @@ def test_whoever_first_comes_late_has_them_all_the_same(
 def lacks(worker: Peer) -> bool:
     """Whether a worker has told the driver that it lacks parameters."""
     worker.sent()
-    return worker.state is None and ("lacks", worker.task) in worker.marks
+    return worker.parameters is None and ("lacks", worker.task) in worker.marks
 
 
 def test_whoever_comes_too_late_says_so(met: Callable[..., list[Peer]]) -> None:
@@ -132,7 +132,7 @@ def test_whoever_is_not_given_them_says_so_and_can_go_on_waiting(
     first, waits = met((0, 4), (4, 8))
     of_first, of_waits = give([first, waits], [(0, 4), (4, 8)])
     with monkeypatch.context() as patch:
-        patch.setattr(together, "SILENCE", 0.3)
+        patch.setattr(passing, "SILENCE", 0.3)
         of_waits()
     assert lacks(waits)
     assert ("waits", waits.task) in waits.marks, "or it would be held to be late"

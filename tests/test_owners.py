@@ -15,7 +15,9 @@ from dasktrain.messages import Answer, State, Table, Task
 from dasktrain.topology import Reduction
 from dasktrain.wire import owners
 from dasktrain.wire.owners import Owners
-from dasktrain.wire.ways import Sharded, decode_way, encode_way
+from dasktrain.wire.parties import Parties
+from dasktrain.wire.together import Meeting
+from dasktrain.wire.ways import Joint, Sharded, decode_way, encode_way
 
 SIZE = 5
 TASK = Task("r", "train", 0, 0, 0, 8)
@@ -23,6 +25,8 @@ EMPTY = np.empty(0, np.uint8)
 STATE = State(np.zeros(6 * SIZE, np.float32), EMPTY)
 WORKERS = tuple(f"tcp://10.0.0.{number}:9" for number in range(4))
 ALL = frozenset(range(4))
+#: one more on another host, two on a third
+TWINS = (WORKERS[1], WORKERS[2], WORKERS[2] + "9")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +58,7 @@ def answer(task: Task) -> Answer:
 def begun(found: Owners, task: Task = TASK) -> dict[str, Task]:
     """Begin a round of all workers; return their tasks."""
     given = asks(task=task)
-    assert set(found.ways(given)) == set(WORKERS)
+    assert set(found.ways(given, {})) == set(WORKERS)
     return dict(given)
 
 
@@ -63,7 +67,7 @@ def begun(found: Owners, task: Task = TASK) -> dict[str, Task]:
 
 def test_each_is_told_its_place_and_all_of_them() -> None:
     found = known()
-    ways = found.ways(asks())
+    ways = found.ways(asks(), {})
     assert [way.place for way in ways.values()] == [0, 1, 2, 3]
     assert {(way.mesh, way.peers, way.tasks) for way in ways.values()} == {
         (ways[WORKERS[0]].mesh, WORKERS, tuple(task for _, task in asks()))
@@ -75,28 +79,29 @@ def test_each_is_told_its_place_and_all_of_them() -> None:
 @pytest.mark.parametrize(
     "state",
     [
-        State(STATE.parameters[: 2 * SIZE], EMPTY),
+        State(STATE.parameters[:SIZE], EMPTY),
         State(STATE.parameters, np.empty(STATE.parameters.nbytes + 1, np.uint8)),
         replace(STATE, tables=(Table(SIZE, 5, 5),)),
     ],
-    ids=["nothing to own for a third", "more buffers than parameters", "tables"],
+    ids=["nothing to own for a second", "more buffers than parameters", "tables"],
 )
 def test_some_states_are_sent_as_ever(state: State) -> None:
-    assert known(state=state).ways(asks()) == {}
+    assert known(state=state).ways(asks(), {}) == {}
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [WORKERS[:2], (*WORKERS, WORKERS[0] + "9")],
-    ids=["too few", "two on one host"],
-)
-def test_some_workers_are_sent_all_as_ever(workers: tuple[str, ...]) -> None:
-    assert known(*workers).ways(asks(workers)) == {}
+def test_one_alone_is_sent_all_as_ever() -> None:
+    assert known(WORKERS[0]).ways(asks(WORKERS[:1]), {}) == {}
+    assert known(WORKERS[0], WORKERS[0] + "9").ways(asks((WORKERS[0], WORKERS[0] + "9")), {}) == {}
+
+
+def test_of_those_on_one_host_that_do_not_send_together_one_takes_part() -> None:
+    workers = (WORKERS[0], WORKERS[0] + "9", *WORKERS[1:])
+    assert set(known(*workers).ways(asks(workers), {})) == set(WORKERS)
 
 
 @pytest.mark.parametrize(
     ("reduction", "workers", "small"),
-    [("auto", WORKERS, True), ("sharded", WORKERS, True), ("flat", WORKERS, False), ("auto", WORKERS[:2], False)],
+    [("auto", WORKERS, True), ("sharded", WORKERS, True), ("flat", WORKERS, False), ("auto", WORKERS[:1], False)],
 )
 def test_buckets_are_small_only_where_many_may_own_some(
     reduction: Reduction, workers: Sequence[str], small: bool, monkeypatch: pytest.MonkeyPatch
@@ -109,11 +114,11 @@ def test_buckets_are_small_only_where_many_may_own_some(
 
 def test_those_that_cannot_are_left_out() -> None:
     found = known(*WORKERS[:3])
-    assert set(found.ways(asks())) == set(WORKERS[:3])
+    assert set(found.ways(asks(), {})) == set(WORKERS[:3])
     assert not found.may_reduce(WORKERS[3])
     found.choose("flat", STATE, WORKERS)
     assert not found.may_reduce(WORKERS[0])
-    assert found.ways(asks()) == {}
+    assert found.ways(asks(), {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,9 @@ def test_those_that_cannot_are_left_out() -> None:
         ("auto", WORKERS, 1e3, ["4 workers", "(sharded)", "on the wire at 0.008 Mbit/s", "flat"]),
         ("auto", WORKERS, 1e12, ["(flat)", "8e+06 Mbit/s", "sharded"]),
         ("sharded", WORKERS, None, ["4 workers", "(sharded)"]),
-        ("sharded", WORKERS[:2], None, ["(flat)", "sharded takes 3 or more workers"]),
+        ("auto", (WORKERS[0], *TWINS), 1e3, ["4 workers on 3 hosts", "(sharded)"]),
+        ("auto", (WORKERS[0], *TWINS), 1e12, ["(host pre-reduce)", "sharded"]),
+        ("sharded", WORKERS[:1], None, ["(flat)", "sharded takes workers on 2 or more hosts"]),
     ],
 )
 def test_what_is_chosen_is_told(reduction: Reduction, workers: Sequence[str], rate: float, words: list[str]) -> None:
@@ -132,7 +139,7 @@ def test_what_is_chosen_is_told(reduction: Reduction, workers: Sequence[str], ra
 
 @pytest.mark.parametrize(
     ("reduction", "workers", "rate"),
-    [("flat", WORKERS, 1e6), ("auto", WORKERS[:2], None), ("auto", WORKERS, None), ("sharded", (), None)],
+    [("flat", WORKERS, 1e6), ("auto", WORKERS[:1], None), ("auto", WORKERS, None), ("sharded", (), None)],
     ids=["flat", "too few", "no link was measured", "all are on the driver's host"],
 )
 def test_where_there_is_nothing_to_choose_nothing_is_told(
@@ -151,9 +158,9 @@ def test_where_there_is_nothing_to_choose_nothing_is_told(
         ("auto", STATE, WORKERS, True),
         ("flat", STATE, WORKERS, False),
         ("sharded", STATE, WORKERS, False),
-        ("auto", STATE, WORKERS[:2], False),
-        ("auto", STATE, (*WORKERS, WORKERS[0] + "9"), False),
-        ("auto", State(STATE.parameters[: 2 * SIZE], EMPTY), WORKERS, False),
+        ("auto", STATE, WORKERS[:2], True),
+        ("auto", STATE, (WORKERS[0], WORKERS[0] + "9"), False),
+        ("auto", State(STATE.parameters[:SIZE], EMPTY), WORKERS, False),
     ],
 )
 def test_the_way_depends_on_links_where_both_ways_can_be(
@@ -170,7 +177,7 @@ def test_a_mesh_is_used_as_long_as_its_peers_stay_and_nothing_fails() -> None:
     found = known()
 
     def mesh(round: int, *workers: str) -> str:
-        return next(iter(found.ways(asks(workers or WORKERS, replace(TASK, round=round))).values())).mesh
+        return next(iter(found.ways(asks(workers or WORKERS, replace(TASK, round=round)), {}).values())).mesh
 
     first = mesh(0)
     assert mesh(1) == first
@@ -223,7 +230,7 @@ def test_what_a_lost_owner_had_is_asked_for() -> None:
     assert [(worker, places) for worker, _, places in found.to_send_again()] == [
         (worker, {3}) for worker in WORKERS[:3]
     ]
-    assert set(found.ways(asks(WORKERS[:3], replace(TASK, round=1)))) == set(WORKERS[:3])
+    assert set(found.ways(asks(WORKERS[:3], replace(TASK, round=1)), {})) == set(WORKERS[:3])
 
 
 def test_owners_that_say_nothing_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +246,7 @@ def test_owners_that_say_nothing_are_not_waited_for(monkeypatch: pytest.MonkeyPa
         pass
     assert found.complete() == []
     assert {places == {3} for _, _, places in found.to_send_again()} == {True}
-    assert WORKERS[3] not in found.ways(asks(task=replace(TASK, round=1)))
+    assert WORKERS[3] not in found.ways(asks(task=replace(TASK, round=1)), {})
 
 
 def test_whoever_lacks_parameters_is_asked_as_ever_and_owns_nothing() -> None:
@@ -252,7 +259,7 @@ def test_whoever_lacks_parameters_is_asked_as_ever_and_owns_nothing() -> None:
     assert {tuple(places) for _, _, places in found.to_send_again()} == {(1,)}
     found.answered(lacking, answer(tasks[lacking]), None)
     assert [worker for worker, _ in found.complete()] == [lacking]  # it has sent all to the driver
-    assert set(found.ways(asks(task=replace(TASK, round=1)))) == set(WORKERS[:3])
+    assert set(found.ways(asks(task=replace(TASK, round=1)), {})) == set(WORKERS[:3])
 
 
 def test_whoever_misses_most_of_the_others_is_left_out_itself_until_the_epoch_ends() -> None:
@@ -262,8 +269,22 @@ def test_whoever_misses_most_of_the_others_is_left_out_itself_until_the_epoch_en
     found.lacks(WORKERS[2], tasks[WORKERS[2]], frozenset({1}))  # which follows
     found.end()
     others = {WORKERS[0], *WORKERS[2:]}
-    assert set(found.ways(asks(task=replace(TASK, round=1)))) == others
-    assert set(found.ways(asks(task=replace(TASK, epoch=1)))) == set(WORKERS)
+    assert set(found.ways(asks(task=replace(TASK, round=1)), {})) == others
+    assert set(found.ways(asks(task=replace(TASK, epoch=1)), {})) == set(WORKERS)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_whoever_misses_half_of_all_or_fewer_leaves_those_out(workers: int) -> None:
+    found = known(*WORKERS[:workers])
+    given = asks(WORKERS[:workers])
+    found.ways(given, {})
+    missed = frozenset(range(workers // 2, workers))
+    found.lacks(*given[0], missed)
+    found.end()
+    for worker in WORKERS[:workers]:
+        found.add(worker, 1e9)
+    later = found._peers(asks(WORKERS[:workers], replace(TASK, round=1)), {})
+    assert set(later) == {worker for place, worker in enumerate(WORKERS[:workers]) if place not in missed}
 
 
 def test_what_comes_after_its_round_frees_its_worker_and_adds_nothing() -> None:
@@ -295,28 +316,115 @@ def test_validation_counts_at_once() -> None:
 
 def test_whoever_comes_back_is_told_again() -> None:
     found = known()
-    found.ways(asks())
+    found.ways(asks(), {})
     found.end()
     found.forget(WORKERS[1])  # between rounds
     found.add(WORKERS[1], 1e9)
-    assert "peers" in encode_way(found.ways(asks())[WORKERS[1]])
+    assert "peers" in encode_way(found.ways(asks(), {})[WORKERS[1]])
 
 
 def test_peers_and_shards_are_told_once() -> None:
     found = known()
-    header = encode_way(found.ways(asks())[WORKERS[1]])
+    header = encode_way(found.ways(asks(), {})[WORKERS[1]])
     for _ in range(2):
-        way = found.ways(asks())[WORKERS[1]]
+        way = found.ways(asks(), {})[WORKERS[1]]
         assert isinstance(way, Sharded)
         assert encode_way(way) == {name: header[name] for name in ("mesh", "place")}
         assert (way.peers, way.tasks) == (WORKERS, tuple(task for _, task in asks()))
     moved = [(worker, replace(task, stop=task.stop + 1)) for worker, task in asks()]
-    assert encode_way(found.ways(moved)[WORKERS[1]]).keys() == header.keys()
+    assert encode_way(found.ways(moved, {})[WORKERS[1]]).keys() == header.keys()
 
 
 @pytest.mark.parametrize("change", [{"place": 4}, {"place": -1}, {"place": 2}, {"peers": WORKERS[:3]}, {"peers": (1,)}])
 def test_a_way_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
-    way = known().ways(asks())[WORKERS[1]]
+    way = known().ways(asks(), {})[WORKERS[1]]
     assert isinstance(way, Sharded)
     with pytest.raises(WireError):
         decode_way(encode_way(way) | change, way.tasks[1])
+
+
+# -- several on a host ------------------------------------------------------------------------------------------------
+
+#: the first two share a host, the last two another
+PAIRS = (WORKERS[0], WORKERS[0] + "9", WORKERS[1], WORKERS[1] + "9")
+PAIR = frozenset({0, 1})
+
+
+def paired(round: int = 0) -> tuple[Owners, dict[str, Task]]:
+    """Begin a round of two pairs, of which the first two workers share a host, and the others another."""
+    found, parties = known(*PAIRS), Parties()
+    for worker in PAIRS:
+        parties.add(worker, Meeting(worker[:14], f"gate {worker}"))
+    given = asks(PAIRS, replace(TASK, round=round))
+    found.ways(given, parties.ways(given, can_give=True))
+    return found, dict(given)
+
+
+def test_one_of_each_host_takes_part_for_all_that_send_by_way_of_it() -> None:
+    found, parties = known(*PAIRS), Parties()
+    for worker in PAIRS:
+        parties.add(worker, Meeting(worker[:14], f"gate {worker}"))
+    given = asks(PAIRS)
+    together = parties.ways(given, can_give=True)
+    ways, tasks = found.ways(given, together), dict(given)
+    assert set(ways) == {PAIRS[0], PAIRS[2]}
+    for place, (first, second) in enumerate((PAIRS[:2], PAIRS[2:])):
+        way = ways[first]
+        assert isinstance(way, Joint)
+        assert way.among is not None
+        assert replace(way, among=None) == together[first]
+        assert (way.among.place, way.among.peers) == (place, (PAIRS[0], PAIRS[2]))
+        assert way.among.tasks[place] == replace(tasks[first], stop=tasks[second].stop)
+        assert decode_way(encode_way(way), tasks[first]) == way
+        with pytest.raises(WireError):
+            decode_way(encode_way(way) | {"place": 1 - place}, tasks[first])
+
+
+def test_what_is_passed_on_counts_when_the_sums_of_its_host_have_come() -> None:
+    found, tasks = paired()
+    assert not found.answered(PAIRS[0], answer(tasks[PAIRS[0]]), PAIR)
+    assert not found.passed(PAIRS[0], PAIRS[1], answer(tasks[PAIRS[1]]))
+    assert found.complete() == []
+    assert found.held == list(PAIRS[:2])
+    assert not found.answered(PAIRS[2], answer(tasks[PAIRS[2]]), PAIR)
+    assert found.passed(PAIRS[2], PAIRS[3], answer(tasks[PAIRS[3]])), "its host's sums have come"
+    assert dict(found.complete()) == {worker: answer(tasks[worker]) for worker in PAIRS[:3]}
+
+
+def test_whoever_sends_for_itself_counts_at_once() -> None:
+    found, tasks = paired()
+    assert found.answered(PAIRS[1], answer(tasks[PAIRS[1]]), None)
+
+
+def freed(found: Owners) -> list[str]:
+    """Return whose answers count, with nothing to add."""
+    complete = found.complete()
+    assert all(each.partials == () and each.seconds == 0.0 for _, each in complete)
+    return [worker for worker, _ in complete]
+
+
+def test_what_is_passed_on_is_lost_with_the_one_whose_sums_are_asked_for_again() -> None:
+    found, tasks = paired()
+    found.answered(PAIRS[0], answer(tasks[PAIRS[0]]), PAIR)
+    found.passed(PAIRS[0], PAIRS[1], answer(tasks[PAIRS[1]]))
+    found.forget(PAIRS[0])
+    assert freed(found) == [PAIRS[1]]
+    assert found.held == []
+
+
+def test_whoever_leaves_after_its_answer_was_passed_on_does_not_come_back() -> None:
+    found, tasks = paired()
+    found.answered(PAIRS[0], answer(tasks[PAIRS[0]]), PAIR)
+    found.passed(PAIRS[0], PAIRS[1], answer(tasks[PAIRS[1]]))
+    found.forget(PAIRS[1])
+    found.answered(PAIRS[2], answer(tasks[PAIRS[2]]), PAIR)
+    assert [worker for worker, _ in found.complete()] == [PAIRS[0], PAIRS[2]]
+
+
+def test_the_end_of_a_round_frees_those_whose_answers_were_passed_on() -> None:
+    found, tasks = paired()
+    found.answered(PAIRS[0], answer(tasks[PAIRS[0]]), PAIR)
+    found.passed(PAIRS[0], PAIRS[1], answer(tasks[PAIRS[1]]))
+    found.end()
+    assert freed(found) == list(PAIRS[:2])
+    assert found.passed(PAIRS[2], PAIRS[3], answer(tasks[PAIRS[3]]))

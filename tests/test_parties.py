@@ -121,13 +121,20 @@ def test_whoever_lacks_parameters_waits_while_they_get_on_and_then_gets_them() -
     assert given(parties, "aaa", round=2) == set()
 
 
-@pytest.mark.parametrize("gone", [True, False])
-def test_whoever_lacks_parameters_that_were_sent_or_whose_giver_is_gone_gets_them(gone: bool) -> None:
+def test_whoever_lacks_parameters_whose_giver_is_gone_gets_them() -> None:
     parties = known("aa")
     given(parties, "aa")
-    if gone:
-        parties.forget("0")
-    assert parties.instead("1", "0", 5 if gone else 0) is None
+    parties.forget("0")
+    assert parties.instead("1", "0", 5) is None
+
+
+@pytest.mark.parametrize("before", [[], [5]])
+def test_whoever_lacks_parameters_that_were_sent_waits_once_more(before: list[int]) -> None:
+    parties = known("aa")
+    given(parties, "aa")
+    for left in (*before, 0):
+        assert parties.instead("1", "0", left) == Via("gate 0", given=True)
+    assert parties.instead("1", "0", 0) is None
 
 
 def test_when_a_round_is_over_nobody_gets_its_parameters() -> None:

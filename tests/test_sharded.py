@@ -112,7 +112,7 @@ class Peer:
         """Be sent what belongs to a round."""
         self.task = way.tasks[way.place]
         self.way: Any = decode_way(encode_way(way), self.task)
-        for part in parts(self.task, way, PARAMETERS, SIZE):
+        for part in parts(way, PARAMETERS, SIZE):
             self.driver.send(*part)
 
     def begin(self) -> None:
@@ -218,11 +218,11 @@ def test_parameters_are_dealt_to_owners() -> None:
     sent: list[int] = []
     for place in range(3):
         way = Sharded("mesh", place, ("a", "b", "c"), (TASK,) * 3)
-        found = [header["part"] for header, _ in parts(TASK, way, PARAMETERS, SIZE)]
+        found = [header["part"] for header, _ in parts(way, PARAMETERS, SIZE)]
         assert {STREAM.cut.owner(offset, 3) for offset in found} <= {place}
         sent += found
     assert sorted(sent) == list(OFFSETS)
-    assert list(parts(TASK, None, PARAMETERS, SIZE)) == []
+    assert list(parts(None, PARAMETERS, SIZE)) == []
 
 
 def test_only_what_belongs_to_a_node_is_added(peers: Callable[..., list[Peer]]) -> None:

@@ -21,7 +21,6 @@ from dasktrain.messages import (
     Failure,
     Partial,
     Reply,
-    State,
     Stream,
     Task,
     decode_mark,
@@ -30,7 +29,7 @@ from dasktrain.messages import (
     encode_reply,
 )
 from dasktrain.reduce import Node, subtrees
-from dasktrain.wire import together
+from dasktrain.wire import adding, passing
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store, connected, lead
 from dasktrain.wire.together import Meeting, Together
@@ -53,16 +52,16 @@ PATIENCE = 20.0
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have buckets of a few numbers, and nobody late because this machine has other things to do."""
     monkeypatch.setattr(cut, "SIZE", SIZE)
-    monkeypatch.setattr(together, "LEAST", PATIENCE)
-    monkeypatch.setattr(together, "SILENCE", PATIENCE)
-    monkeypatch.setattr(together, "SIGN", 0.05)
+    monkeypatch.setattr(adding, "LEAST", PATIENCE)
+    monkeypatch.setattr(passing, "SILENCE", PATIENCE)
+    monkeypatch.setattr(passing, "SIGN", 0.05)
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody wait for long."""
-    monkeypatch.setattr(together, "LEAST", 0.2)
-    monkeypatch.setattr(together, "SILENCE", 0.4)
+    monkeypatch.setattr(adding, "LEAST", 0.2)
+    monkeypatch.setattr(passing, "SILENCE", 0.4)
 
 
 class Peer:
@@ -90,7 +89,7 @@ class Peer:
         """Take a task, and its parameters if they are not to come from another."""
         self.task = replace(TASK, start=start, stop=stop)
         sent = PARAMETERS[:0] if isinstance(way, Via) and way.given else PARAMETERS
-        self.take, self.state = self.together.begin(self.task, way, State(sent, sent.view(np.uint8)[:0]))
+        self.take, self.parameters = self.together.begin(self.task, way, sent, None)
 
     def compute(self) -> None:
         """Send the sums of the task's shards, as a lease does, and its answer."""
@@ -270,7 +269,7 @@ def test_all_send_for_themselves_when_the_first_is_not_heard(peers: Callable[...
 def test_whoever_waits_ends_with_the_drivers_next_message(
     peers: Callable[..., list[Peer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together, "SILENCE", 10 * PATIENCE)  # it would not end in time by itself
+    monkeypatch.setattr(passing, "SILENCE", 10 * PATIENCE)  # it would not end in time by itself
     _, waits = peers((0, 4), (4, 8))
     waits.driver.send({"task": "the next"})
     all_at_once(waits.compute)

@@ -55,15 +55,17 @@ def test_no_round_is_shorter_than_what_the_busiest_link_carries(workers: int, si
     assert links.sharded >= 2 * max(size, (workers - 1) * owned) / links.rate
 
 
-def test_workers_of_one_host_are_as_one_but_for_messages() -> None:
+@pytest.mark.parametrize("way", ["flat", "sharded"])
+def test_workers_of_one_host_are_as_one_but_for_messages(way: str) -> None:
     shared = replace(LINKS, workers=8)
-    assert shared.flat == pytest.approx(LINKS.flat + 4 * MESSAGE)
+    assert getattr(shared, way) == pytest.approx(getattr(LINKS, way) + 4 * MESSAGE)
+    assert shared.best("auto") == LINKS.best("auto")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"workers": FEWEST - 1, "hosts": FEWEST - 1}, {"hosts": 3}, {"size": 8 * MB}],
-    ids=["too few", "some share a host", "nothing to own for a third"],
+    [{"hosts": FEWEST - 1}, {"size": 4 * MB}],
+    ids=["too few", "nothing to own for a second"],
 )
 def test_what_cannot_be_sharded_is_flat_whatever_was_asked_for(change: dict[str, int]) -> None:
     links = replace(LINKS, **change)  # type: ignore[arg-type]

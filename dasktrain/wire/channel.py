@@ -122,7 +122,10 @@ class Channel:
 
     @property
     def left(self) -> int:
-        """Bytes that are posted and have not reached the peer's system, as Linux tells it (``SIOCOUTQ``, tcp(7))."""
+        """Bytes that are posted and have not reached the peer's system, or of a pair that nobody has read.
+
+        Linux tells of those that left this process (``SIOCOUTQ``, tcp(7)).
+        """
         (sent,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
         return sum(len(piece) for piece in self._out) + int(sent)
 
@@ -202,6 +205,10 @@ class Channel:
     def readable(self, timeout: float) -> bool:
         """Wait until a message, or the end of the connection, can be read; False after `timeout` seconds."""
         return bool(select.select([self._socket], [], [], timeout)[0])
+
+    def writable(self, timeout: float) -> bool:
+        """Wait until something more can be sent; False after `timeout` seconds."""
+        return bool(select.select([], [self._socket], [], timeout)[1])
 
     def _parsed(self) -> Generator[Buffer, None, Message]:
         """Yield memory to be filled, piece by piece; return the message."""

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -21,6 +21,7 @@ from dasktrain.config import seconds, setting
 from dasktrain.errors import AttachError, BadInput, InsecureCluster, SchedulerLost, WireError
 from dasktrain.events import Answered, Event, Failed, Joined, Left, Ready, Received, Waits
 from dasktrain.messages import (
+    Answer,
     Bucket,
     Failure,
     Header,
@@ -37,6 +38,7 @@ from dasktrain.messages import (
 from dasktrain.shipping import pack
 from dasktrain.topology import Reduction
 from dasktrain.vector import plain_memory
+from dasktrain.wire.adding import PASSED
 from dasktrain.wire.bandwidth import Gauge
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.exposure import exposed
@@ -48,9 +50,8 @@ from dasktrain.wire.placing import LOOK, Placing, released
 from dasktrain.wire.sharded import DELIVERED, LACKS, SEND_AGAIN, SENT_AGAIN, WAITS
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store
 from dasktrain.wire.tables import Changes
-from dasktrain.wire.together import PASSED
 from dasktrain.wire.watch import Watch
-from dasktrain.wire.ways import Sharded, Via, Way, encode_way
+from dasktrain.wire.ways import Way, among, encode_way, from_driver, without_peers
 
 #: what other threads tell: events, and workers whose lease is attached
 News = Event | Attached
@@ -83,6 +84,7 @@ class DaskWire:
         self._asked: dict[str, float] = {}  # worker -> since when it has had its task
         self._begins = False  # whether nobody looked at events since the round began
         self._asks: list[Ask] = []  # what is held back until somebody does
+        self._ways: dict[str, Way] = {}  # of what the round began with
         self._parties = Parties()
         self._owners = Owners()
         self._state: State | None = None
@@ -219,9 +221,10 @@ class DaskWire:
             return
         asks, self._asks, self._begins = self._asks, [], False
         can_give = self._state is not None and not self._state.is_told_in_changes
-        ways: Mapping[str, Way] = self._parties.ways(asks, can_give) or self._owners.ways(asks)
+        self._ways = self._parties.ways(asks, can_give)
+        self._ways |= self._owners.ways(asks, self._ways)
         for worker, task in asks:
-            self._post(worker, task, ways.get(worker))
+            self._post(worker, task, self._ways.get(worker))
 
     def _post(self, worker: str, task: Task, way: Way) -> None:
         channel, state = self._channels.get(worker), self._state
@@ -231,10 +234,9 @@ class DaskWire:
         self._asked[worker] = monotonic()
         changes = state.is_told_in_changes and not isinstance(channel, SharedChannel)
         encode = partial(self._changes.encode, worker) if changes else encode_ask
-        elsewhere = isinstance(way, Sharded) or (isinstance(way, Via) and way.given)
-        with_it = replace(state, parameters=state.parameters[:0]) if elsewhere else state
+        with_it = state if from_driver(way) else replace(state, parameters=state.parameters[:0])
         header, arrays = encode(task, with_it)
-        self._tell(worker, (header | encode_way(way), arrays), *parts(task, way, state.parameters, self.bucket))
+        self._tell(worker, (header | encode_way(way), arrays), *parts(among(way), state.parameters, self.bucket))
 
     def _tell(self, worker: str, *messages: tuple[Header, Sequence[Vector]]) -> None:
         """Send messages, as far as the connection takes them now; if it is gone, that is in the news."""
@@ -316,14 +318,22 @@ class DaskWire:
                     self._asked.pop(worker, None)
                     events.append(Failed(worker, reply))
                 else:
-                    sender = self._parties.sender(worker, reply, PASSED in message[0])
-                    self._asked.pop(sender, None)
-                    delivered = decode_places(message[0], DELIVERED) if DELIVERED in message[0] else None
-                    if self._owners.answered(sender, reply, delivered):
-                        events.append(Answered(sender, reply))
+                    events += self._answered(worker, message[0], reply)
         except (OSError, WireError) as error:
             events.append(self._lost(worker, error))
         return events
+
+    def _answered(self, worker: str, header: Header, answer: Answer) -> list[Event]:
+        """Return the answer that a worker sent, which may be another's, if it counts at once."""
+        passed = PASSED in header
+        sender = self._parties.sender(worker, answer, passed)
+        self._asked.pop(sender, None)
+        if passed:
+            counts = self._owners.passed(worker, sender, answer)
+        else:
+            delivered = decode_places(header, DELIVERED) if DELIVERED in header else None
+            counts = self._owners.answered(sender, answer, delivered)
+        return [Answered(sender, answer)] if counts else []
 
     def _heed(self, worker: str, header: Header) -> None:
         """Take what a worker tells of parameters that have not come to it, or of sums that it sent again."""
@@ -333,7 +343,7 @@ class DaskWire:
                 left = self._channels[giver].left if giver in self._channels else 0
                 self._post(worker, task, self._parties.instead(worker, giver, left))
             elif self._owners.lacks(worker, task, places):
-                self._post(worker, task, None)
+                self._post(worker, task, without_peers(self._ways.get(worker)))
         elif mark == SENT_AGAIN:
             self._owners.sent_again(worker, task, places)
         elif mark != WAITS:

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
-from dasktrain.messages import Reply, State, Stream, Task, encode_reply
+from dasktrain.messages import Reply, State, Stream, Task, Vector, encode_reply
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.lines import Lines
 from dasktrain.wire.sharded import Member
@@ -43,17 +43,18 @@ class Outbox:
 
     def begin(self, task: Task, way: Way, state: State) -> State | None:
         """Have what belongs to a task sent in some way; return its state, None if the driver is to send it anew."""
-        self._take = self._send
+        self._take, parameters = self._begun(task, way, state.parameters)
+        return None if parameters is None else replace(state, parameters=parameters)
+
+    def _begun(self, task: Task, way: Way, parameters: Vector) -> tuple[Callable[[Reply], None], Vector | None]:
+        """Return what sends all that belongs to a task, and its parameters if they come."""
+        if way is None:
+            return self._send, parameters
         if isinstance(way, Sharded):
             assert self._member is not None  # or the driver could not know of a way
-            self._take = self._member.take
-            parameters = self._member.begin(task, way)
-            return None if parameters is None else replace(state, parameters=parameters)
-        if way is None:
-            return state
+            return self._member.take, self._member.begin(task, way)
         assert self._together is not None
-        self._take, known = self._together.begin(task, way, state)
-        return known
+        return self._together.begin(task, way, parameters, self._member)
 
     def send_again(self, task: Task, places: Iterable[int]) -> None:
         """Send the driver itself what some owners have not delivered."""

@@ -1,7 +1,7 @@
 """On the driver: rounds that workers reduce among themselves, and whose sums have not come by way of their owners."""
 
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from statistics import median
@@ -14,13 +14,12 @@ from dasktrain.messages import Answer, Header, State, Task, Vector, encode_part
 from dasktrain.reduce import Node
 from dasktrain.topology import FEWEST, Links, Reduction, bucket_of
 from dasktrain.wire.parties import Ask
-from dasktrain.wire.ways import Sharded, Way
+from dasktrain.wire.ways import Sharded, Via, Way, whole, with_peers
 
 #: after the first answer of a round the others are waited for as long again as that took, and at least so many seconds
 LEAST = 0.5
 #: what must be for workers to reduce among themselves
-PARAMETERS = (FEWEST - 1) * cut.LEAST
-NEEDS = f"{FEWEST} or more workers from the beginning, on hosts of their own, and over {PARAMETERS:,} parameters"
+NEEDS = f"workers on {FEWEST} or more hosts from the beginning, and over {(FEWEST - 1) * cut.LEAST:,} parameters"
 
 
 @dataclass
@@ -37,6 +36,8 @@ class Round:
         Places of owners that will not deliver any more.
     answers : dict
         Of peers that have answered, and are owed something.
+    passed : dict
+        Of these, answers of others of their host, whose sums are among theirs: the worker and its answer.
     due : dict
         Of each that has answered, places of owners whose buckets it is now to send itself.
     """
@@ -45,6 +46,7 @@ class Round:
     owed: dict[str, set[int]]
     absent: set[int] = field(default_factory=set)
     answers: dict[str, Answer] = field(default_factory=dict)
+    passed: dict[str, list[tuple[str, Answer]]] = field(default_factory=dict)
     due: dict[str, set[int]] = field(default_factory=dict)
     faulty: bool = False
     began: float = field(default_factory=monotonic)
@@ -54,15 +56,23 @@ class Round:
         """Return a peer's place."""
         return list(self.tasks).index(worker)
 
+    def withdraw(self, peer: str) -> list[tuple[str, Answer]]:
+        """Forget what a peer has answered, and passed on; return that, with nothing to add."""
+        answer = self.answers.pop(peer, None)
+        found = [(peer, answer)] if answer is not None else []
+        return [(worker, Answer(each.task, (), 0.0)) for worker, each in found + self.passed.pop(peer, [])]
+
 
 class Owners:
     """Workers that can reduce among themselves, and those that do in the round under way.
 
-    They are on other hosts than the driver, and have addresses of their own: if some share a host, these add up there
-    instead, see :class:`dasktrain.wire.parties.Parties`. There must not be tables, whose rows go to each worker alone.
+    They are on other hosts than the driver, one on each: if several share one, that which sends together with others
+    reduces for all of these, see :class:`dasktrain.wire.parties.Parties`, and who is not among them gets and sends all
+    as ever. There must not be tables, whose rows go to each worker alone.
 
-    An answer of a peer counts when all of its sums have come: from their owners, or from itself. Whom the first misses
-    that misses anyone is left out for the rest of the epoch; what follows from that is not held against anybody.
+    An answer of a peer counts when all of its sums have come: from their owners, or from itself; and with it those that
+    it has passed on. Whom the first misses that misses anyone is left out for the rest of the epoch; what follows from
+    that is not held against anybody.
     """
 
     def __init__(self) -> None:
@@ -87,10 +97,14 @@ class Owners:
         self._able.pop(worker, None)
         if worker in self._mesh[1]:
             self._mesh = "", (), []  # whoever comes back knows nothing of it
-        if self._round is not None and worker in self._round.tasks:
-            self._round.answers.pop(worker, None)
-            self._fault(self._round)
-            self._lose(self._round, [self._round.place(worker)])
+        round = self._round
+        if round is None:
+            return
+        round.passed = {peer: [one for one in ones if one[0] != worker] for peer, ones in round.passed.items()}
+        if worker in round.tasks:
+            self._complete += [one for one in round.withdraw(worker) if one[0] != worker]
+            self._fault(round)
+            self._lose(round, [round.place(worker)])
 
     def may_reduce(self, worker: str) -> bool:
         """Return whether a worker might take part in the next round."""
@@ -114,8 +128,10 @@ class Owners:
         """Return what is to be told: nothing, unless it depended on links, or sharding was asked for."""
         links = self._links(self._able)
         best = links.best(self.reduction)
-        sharded = f"{links.workers} workers reduce among themselves (sharded)"
-        who = sharded if best == "sharded" else "the driver reduces (flat)"
+        several = "the driver reduces what workers of a host add up (host pre-reduce)"
+        flat = several if links.hosts < links.workers else "the driver reduces (flat)"
+        sharded = f"{links.workers} workers on {links.hosts} hosts reduce among themselves (sharded)"
+        who = sharded if best == "sharded" else flat
         if self.depends(self._able) and links.rate < inf:
             other = "flat" if best == "sharded" else "sharded"
             seconds, others = getattr(links, best), getattr(links, other)
@@ -132,22 +148,34 @@ class Owners:
         rate = median(rates) if rates else inf
         return Links(len(workers), len(hosts), self._size, self._width * self.bucket, rate)
 
-    def ways(self, asks: Sequence[Ask]) -> dict[str, Sharded]:
-        """Begin a round; return how it is reduced by those that do so among themselves."""
+    def ways(self, asks: Sequence[Ask], together: Mapping[str, Way]) -> dict[str, Way]:
+        """Begin a round; return how it is reduced by those that do so among themselves.
+
+        `together`: how those of one host send together.
+        """
         if asks and asks[0][1].epoch != self._epoch:
             self._epoch, self._alone = asks[0][1].epoch, set()
-        tasks = {worker: task for worker, task in asks if self.may_reduce(worker) and worker not in self._alone}
+        tasks = self._peers(asks, together)
         if self._links(tasks).best(self.reduction) == "flat":
             return {}
-        peers, shares = tuple(tasks), [(task.start, task.stop) for task in tasks.values()]
+        wholes = tuple(whole(task, together.get(worker)) for worker, task in tasks.items())
+        peers, shares = tuple(tasks), [(task.start, task.stop) for task in wholes]
         is_new = self._mesh[1:] != (peers, shares)
         if is_new:
             self._mesh = secrets.token_hex(16), peers, shares
         train = all(task.kind == "train" for task in tasks.values())
         everybody = set(range(len(peers))) if train else set[int]()
         self._round = Round(tasks, {worker: set(everybody) for worker in peers})
-        mesh, all_tasks = self._mesh[0], tuple(tasks.values())
-        return {worker: Sharded(mesh, place, peers, all_tasks, is_new) for place, worker in enumerate(peers)}
+        ways = {worker: Sharded(self._mesh[0], place, peers, wholes, is_new) for place, worker in enumerate(peers)}
+        return {worker: with_peers(together.get(worker), way) for worker, way in ways.items()}
+
+    def _peers(self, asks: Sequence[Ask], together: Mapping[str, Way]) -> dict[str, Task]:
+        """Return one worker of each host, which sends for itself or for others as well, and its task."""
+        peers: dict[str | None, Ask] = {}
+        for worker, task in asks:
+            if self.may_reduce(worker) and worker not in self._alone and not isinstance(together.get(worker), Via):
+                peers.setdefault(urlsplit(worker).hostname, (worker, task))
+        return dict(peers.values())
 
     # -- what comes -----------------------------------------------------------------------------------------------
 
@@ -175,6 +203,13 @@ class Owners:
         self._lose(round, lost)
         return False
 
+    def passed(self, peer: str, worker: str, answer: Answer) -> bool:
+        """Take an answer of another worker of its host that a peer passes on after its own; return as `answered`."""
+        if self._round is None or peer not in self._round.answers:
+            return True
+        self._round.passed.setdefault(peer, []).append((worker, answer))
+        return False
+
     def lacks(self, worker: str, task: Task, places: frozenset[int]) -> bool:
         """Take note that parameters have not come to a worker; return whether it is still to have them."""
         round = self._round
@@ -195,7 +230,8 @@ class Owners:
     def end(self) -> None:
         """End the round: whoever has answered and is owed something is free again, with nothing to add."""
         if self._round is not None:
-            self._complete += [(worker, Answer(answer.task, (), 0.0)) for worker, answer in self._round.answers.items()]
+            for peer in list(self._round.answers):
+                self._complete += self._round.withdraw(peer)
         self._round = None
 
     # -- what is to be done ---------------------------------------------------------------------------------------
@@ -210,7 +246,9 @@ class Owners:
     @property
     def held(self) -> list[str]:
         """Workers that have answered, and wait for what others are to deliver."""
-        return list(self._round.answers) if self._round is not None else []
+        if self._round is None:
+            return []
+        return [*self._round.answers, *(worker for ones in self._round.passed.values() for worker, _ in ones)]
 
     def complete(self) -> list[tuple[str, Answer]]:
         """Return the answers that count since the last call."""
@@ -245,7 +283,7 @@ class Owners:
     def _settle(self, round: Round) -> None:
         """Have the answers count of which all sums have come."""
         for worker in [worker for worker in round.answers if not round.owed[worker]]:
-            self._complete.append((worker, round.answers.pop(worker)))
+            self._complete += [(worker, round.answers.pop(worker)), *round.passed.pop(worker, [])]
 
     def _fault(self, round: Round) -> None:
         """Have the connections of this round not used in another."""
@@ -253,11 +291,11 @@ class Owners:
         self._mesh = "", (), []
 
     def _blame(self, round: Round, place: int, missed: set[int]) -> set[int]:
-        """Leave out whom the first misses that misses anyone: itself, if that is most of the others; return whom."""
+        """Leave out whom the first misses that misses anyone: itself, if that is more than half; return whom."""
         if not missed or round.faulty:
             return set()
         self._fault(round)
-        blamed = missed if 2 * len(missed) < len(round.tasks) else {place}
+        blamed = missed if 2 * len(missed) <= len(round.tasks) else {place}
         self._leave_out(round, blamed)
         return blamed
 
@@ -266,10 +304,10 @@ class Owners:
         self._alone |= {worker for place, worker in enumerate(round.tasks) if place in places}
 
 
-def parts(task: Task, way: Way, parameters: Vector, bucket: int) -> Iterator[tuple[Header, list[Vector]]]:
+def parts(way: Sharded | None, parameters: Vector, bucket: int) -> Iterator[tuple[Header, list[Vector]]]:
     """Yield messages with those parameters that a worker gets from the driver and owns, if workers own some."""
-    if not isinstance(way, Sharded):
+    if way is None:
         return
-    whole = Cut(len(parameters), bucket)
-    for offset in whole.owned(way.place, len(way.peers)):
-        yield encode_part(task, offset, parameters[whole.place(offset)])
+    buckets = Cut(len(parameters), bucket)
+    for offset in buckets.owned(way.place, len(way.peers)):
+        yield encode_part(way.tasks[way.place], offset, parameters[buckets.place(offset)])

@@ -70,9 +70,10 @@ class Parties:
     def instead(self, worker: str, giver: str, left: int) -> Way:
         """Return the way of a worker that lacks parameters, of which so many bytes are still to be sent to their giver.
 
-        As long as they become fewer it waits on. Otherwise it gets them itself, and sends for itself.
+        As long as they become fewer it waits on, once more when all were sent: the giver may be about to lay them out.
+        Otherwise it gets them itself, and sends for itself.
         """
-        if giver in self._meetings and 0 < left < self._left.get(worker, inf):
+        if giver in self._meetings and left < self._left.get(worker, inf):
             self._left[worker] = left
             return Via(self._meetings[giver].gate, given=True)
         self._alone.add(worker)

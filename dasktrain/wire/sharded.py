@@ -3,7 +3,8 @@
 Of the parameters the driver sends each worker the buckets that this one owns, and it passes them on to its peers. Of
 the gradient each worker sends a bucket to its owner, which adds up the canonical tree and sends the driver the sum. So
 far it is a scatter and all-gather, and a reduce-scatter and gather (Rabenseifner, 2004); which floats are added to
-which is the tree's matter as ever.
+which is the tree's matter as ever. Of several workers on one host one takes part for all of them, see
+:mod:`dasktrain.wire.together`.
 
 Nobody waits without an end for a peer that is late or dies. Whoever lacks parameters tells the driver, and gets all of
 them. What an owner has not got cannot rise, and goes up as it is; an answer tells the driver whose sums it has got, and
@@ -23,6 +24,7 @@ from dasktrain.messages import (
     Answer,
     Bucket,
     Failure,
+    Header,
     Partial,
     Reply,
     Stream,
@@ -52,6 +54,10 @@ WAITS, LACKS, SENT_AGAIN, SEND_AGAIN = "waits", "lacks", "sent again", "send aga
 DELIVERED = "delivered"
 
 
+def nobody() -> None:
+    """Keep nobody waiting on."""
+
+
 class Member:
     """One worker among its peers.
 
@@ -75,8 +81,11 @@ class Member:
         self._kept: list[Bucket] = []
         self._patience = SILENCE
 
-    def begin(self, task: Task, way: Sharded) -> Vector | None:
-        """Begin a round; return its parameters, or None if some do not come, which the driver is told."""
+    def begin(self, task: Task, way: Sharded, meanwhile: Callable[[], None] = nobody) -> Vector | None:
+        """Begin a round; return its parameters, or None if some do not come, which the driver is told.
+
+        `meanwhile` is called now and then while they come.
+        """
         self._task, self._way, self._kept = task, self._known(task, way), []
         way = self._way
         if self._mesh != way.mesh:
@@ -88,10 +97,10 @@ class Member:
         self._missing = {place: offsets for place, offsets in owned.items() if offsets}
         self._awaited = set(range(len(way.peers))) - {way.place} if task.kind == "train" else set()
         self._lines.add(DRIVER, self._channel)
-        self._serve_while(lambda: self._can_come() or self._lines.sending)
+        self._serve_while(lambda: self._parameters_can_come() or self._lines.sending, meanwhile)
         if not self._missing:
             return self._parameters
-        self._leave()
+        self.leave()
         self._channel.send(encode_mark(LACKS, task, sorted(self._missing)))
         return None
 
@@ -109,17 +118,43 @@ class Member:
             self._kept.append(reply)
             self._give(reply)
             self._serve(0)
-        elif isinstance(reply, Answer):
-            self._finish(reply)
+            return
+        header, arrays = encode_reply(reply)
+        if isinstance(reply, Answer):
+            header |= self.finish(reply)
         else:
-            self._leave()
-            self._channel.send(*encode_reply(reply))
+            self.leave()
+        self._channel.send(header, arrays)
+
+    def finish(self, answer: Answer, meanwhile: Callable[[], None] = nobody) -> Header:
+        """Wait until all has come that this one owns, and gone that others do; return what tells whose sums have come.
+
+        `answer` is to all that is computed on this host. `meanwhile` is called now and then.
+        """
+        self._patience = max(SILENCE, answer.seconds)
+        if answer.task.kind == "train":
+            ended = encode_reply(_empty(answer))
+            for place in self._others():
+                self._lines.post(place, *ended)
+            self._add_nothing(answer)
+        self._serve_while(lambda: self._sums_can_come() or self._lines.sending, meanwhile)
+        for offset, node, values in self._rising.rest():
+            self._send(offset, node, values)
+        self._lines.remove(DRIVER)
+        if self._awaited or self._lines.sending:
+            self.close()
+        return {DELIVERED: sorted(set(range(len(self._way.peers))) - self._awaited)}
+
+    def leave(self) -> None:
+        """Be of no further use to the peers in this round, which they see."""
+        self._lines.remove(DRIVER)
+        self.close()
 
     def send_again(self, task: Task, places: Iterable[int]) -> None:
         """Send the driver itself what some owners have not delivered of the latest task."""
         wanted = set(places)
-        for bucket in self._kept:
-            if bucket.task == task and self._owner(bucket.offset) in wanted:
+        for bucket in self._kept if task == self._task else ():
+            if self._owner(bucket.offset) in wanted:
                 self._channel.send(*encode_reply(bucket))
         self._channel.send(encode_mark(SENT_AGAIN, task, sorted(wanted)))
 
@@ -137,24 +172,6 @@ class Member:
             self._rising.add(bucket)
         else:
             self._lines.post(place, *encode_reply(bucket))
-
-    def _finish(self, answer: Answer) -> None:
-        """Wait until all has come that this one owns, and gone that others do; then answer, and tell what has come."""
-        self._patience = max(SILENCE, answer.seconds)
-        if answer.task.kind == "train":
-            ended = encode_reply(_empty(answer))
-            for place in self._others():
-                self._lines.post(place, *ended)
-            self._add_nothing(answer)
-        self._serve_while(lambda: any(place in self._lines for place in self._awaited) or self._lines.sending)
-        for offset, node, values in self._rising.rest():
-            self._send(offset, node, values)
-        self._lines.remove(DRIVER)
-        header, arrays = encode_reply(answer)
-        delivered = sorted(set(range(len(self._way.peers))) - self._awaited)
-        self._channel.send(header | {DELIVERED: delivered}, arrays)
-        if self._awaited or self._lines.sending:
-            self.close()
 
     def _add_nothing(self, answer: Answer) -> None:
         """Have the siblings of nodes without rows, of which there are no buckets, go up."""
@@ -178,23 +195,29 @@ class Member:
         """Return the place of the peer that owns a bucket."""
         return self._stream.cut.owner(offset, len(self._way.peers))
 
-    def _can_come(self) -> bool:
+    def _sums_can_come(self) -> bool:
+        """Whether sums are awaited, and whoever sends them is there."""
+        return any(place in self._lines for place in self._awaited)
+
+    def _parameters_can_come(self) -> bool:
         """Whether parameters are missing, and whoever sends them is there."""
         return any(place == self._way.place or place in self._lines for place in self._missing)
 
-    def _leave(self) -> None:
-        """Be of no further use to the peers in this round, which they see."""
-        self._lines.remove(DRIVER)
-        self.close()
-
-    def _serve_while(self, pending: Callable[[], bool]) -> None:
+    def _serve_while(self, pending: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
         """Serve all lines until there is nothing to wait for, or nobody to wait for."""
-        began = told = monotonic()
+        began = told = called = monotonic()
         while pending() and (now := monotonic()) - (quiet := max(began, self._lines.active)) < self._patience:
             if now - max(quiet, told) >= LOOK:
                 self._lines.post(DRIVER, encode_mark(WAITS, self._task))
                 told = now
+            if now - called >= LOOK:
+                meanwhile()
+                called = now
             self._serve(LOOK)
+
+    def serve(self) -> None:
+        """Send and take what can be at once."""
+        self._serve(0)
 
     def _serve(self, timeout: float) -> None:
         for place, message in self._lines.served(timeout):

@@ -20,11 +20,19 @@ class Via:
 class Joint:
     """Send for other workers of this host as well, whose tasks follow this worker's shard by shard.
 
-    `gives`: they get the parameters from this worker.
+    Attributes
+    ----------
+    tasks : tuple of Task
+        Of the others.
+    gives : bool
+        Whether they get the parameters from this worker.
+    among : Sharded or None
+        How this worker then reduces among peers of other hosts, for all of its host; None: it sends to the driver.
     """
 
     tasks: tuple[Task, ...]
     gives: bool = False
+    among: "Sharded | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Sharded:
     peers : tuple of str
         Their addresses.
     tasks : tuple of Task
-        What each of them computes.
+        What each of them computes, or has computed on its host.
     is_new : bool
         Whether the worker is told peers and shards, which stay as they are as long as the mesh does.
     """
@@ -56,13 +64,38 @@ class Sharded:
 Way = Via | Joint | Sharded | None
 
 
+def among(way: Way) -> Sharded | None:
+    """Return how a worker reduces among peers, if it does."""
+    return way.among if isinstance(way, Joint) else way if isinstance(way, Sharded) else None
+
+
+def whole(task: Task, way: Way) -> Task:
+    """Return what is computed for a worker's own task and those that it sends for."""
+    return replace(task, stop=way.tasks[-1].stop) if isinstance(way, Joint) else task
+
+
+def with_peers(way: Way, sharded: Sharded) -> Way:
+    """Return the way of a worker that reduces among peers as well."""
+    return replace(way, among=sharded) if isinstance(way, Joint) else sharded
+
+
+def without_peers(way: Way) -> Way:
+    """Return the way of a worker that does what is left of it without peers."""
+    return replace(way, among=None) if isinstance(way, Joint) else None
+
+
+def from_driver(way: Way) -> bool:
+    """Return whether all parameters come from the driver."""
+    return among(way) is None and not (isinstance(way, Via) and way.given)
+
+
 def encode_way(way: Way) -> Header:
     """Turn the way of an answer into a part of the header that asks for it."""
     match way:
         case Via(gate, given):
             return {"via": gate, "given": given}
-        case Joint(tasks, gives):
-            return {"joint": [(task.start, task.stop) for task in tasks], "gives": gives}
+        case Joint(tasks, gives, among):
+            return {"joint": [(task.start, task.stop) for task in tasks], "gives": gives} | encode_way(among)
         case Sharded(mesh, place, is_new=False):
             return {"mesh": mesh, "place": place}
         case Sharded(mesh, place, peers, tasks):
@@ -82,17 +115,20 @@ def decode_way(header: Header, task: Task) -> Way:
     """
     if "via" in header:
         return Via(of_kind(str, header["via"]), of_kind(bool, header["given"]))
-    if "mesh" in header:
-        return _sharded(header, task)
-    if "joint" not in header:
-        return None
+    if "joint" in header:
+        return _joint(header, task)
+    return _sharded(header, task) if "mesh" in header else None
+
+
+def _joint(header: Header, task: Task) -> Joint:
     tasks, end = [], task.stop
     for start, stop in header["joint"]:
         if of_kind(int, start) != end or of_kind(int, stop) <= start:
             raise ValueError(f"shards {start} to {stop} do not follow {end}")
         tasks.append(replace(task, start=start, stop=stop))
         end = stop
-    return Joint(tuple(tasks), of_kind(bool, header["gives"]))
+    joint = Joint(tuple(tasks), of_kind(bool, header["gives"]))
+    return replace(joint, among=_sharded(header, whole(task, joint))) if "mesh" in header else joint
 
 
 def _sharded(header: Header, task: Task) -> Sharded:

@@ -34,22 +34,25 @@ BUCKETS = len(Cut(NUMBERS, small_for(NUMBERS, WORKERS)).offsets)
 
 
 class Hosts(LocalCluster):
-    """Each worker has an address of its own, as if it were on a host of its own."""
+    """Workers have addresses as if so many were on each of several hosts."""
+
+    each = 1
 
     def new_worker_spec(self) -> dict[int, Any]:
         """Return the next worker's number and how it is started."""
         ((number, spec),) = super().new_worker_spec().items()
-        return {number: spec | {"options": spec["options"] | {"host": f"127.0.0.{number + 2}"}}}
+        return {number: spec | {"options": spec["options"] | {"host": f"127.0.0.{number // self.each + 2}"}}}
 
 
 @contextmanager
-def cluster_of(**security: Any) -> Iterator[Client]:
-    """Start workers that may be killed, whose nannies start others."""
+def cluster_of(workers: int = WORKERS, each: int = 1, **security: Any) -> Iterator[Client]:
+    """Start workers, so many on each host, that may be killed, whose nannies start others."""
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}):
         cluster = Hosts(n_workers=0, threads_per_worker=1, dashboard_address=":0", **security)
-        cluster.scale(WORKERS)
+        cluster.each = each
+        cluster.scale(workers)
         with Client(cluster, set_as_default=False) as client:
-            client.wait_for_workers(WORKERS, timeout=60)
+            client.wait_for_workers(workers, timeout=60)
             client.run(exec, "import dasktrain.replica")  # so that none is late for the first round
             yield client
         with suppress(KeyError):  # LocalCluster.close trips over a worker that it has not seen come back
@@ -96,12 +99,13 @@ def came(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
 
 
 @pytest.fixture
-def probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Keep the bytes of each probe of a link."""
-    sizes, send = list[int](), Channel.send
+def probes(monkeypatch: pytest.MonkeyPatch) -> dict[Channel, list[int]]:
+    """Keep the bytes of each probe of each link."""
+    sizes, send = dict[Channel, list[int]](), Channel.send
 
     def noted(channel: Channel, header: Header, arrays: Sequence[Vector | bytes] = ()) -> None:
-        sizes.extend(len(array) for array in arrays if "probe" in header)
+        if "probe" in header:
+            sizes.setdefault(channel, []).extend(map(len, arrays))
         send(channel, header, arrays)
 
     monkeypatch.setattr(Channel, "send", noted)
@@ -146,10 +150,14 @@ def test_auto_tells_what_it_chose(remote: Client, wanted: str) -> None:
     assert len([text for text in notes.told if "of a round on the wire at" in text]) == 1
 
 
-def test_links_are_probed_with_few_bytes_at_first_where_it_depends_on_them(remote: Client, probes: list[int]) -> None:
+def test_links_are_probed_with_few_bytes_at_first_where_it_depends_on_them(
+    remote: Client, probes: dict[Channel, list[int]]
+) -> None:
     fit(remote, made(), max_rounds=1)
-    assert probes[0] <= 1 << 16
-    assert sorted(probes) == probes, "they grow until one takes long enough to tell"
+    assert len(probes) == WORKERS - 1, "with the first alone there is nothing to choose"
+    for sizes in probes.values():
+        assert sizes[0] <= 1 << 16
+        assert sorted(sizes) == sizes, "they grow until one takes long enough to tell"
 
 
 @pytest.mark.parametrize(
@@ -158,10 +166,10 @@ def test_links_are_probed_with_few_bytes_at_first_where_it_depends_on_them(remot
     ids=["flat", "sharded", "nothing to own for one"],
 )
 def test_links_are_not_probed_where_nothing_depends_on_them(
-    remote: Client, probes: list[int], module: nn.Module, reduction: str
+    remote: Client, probes: dict[Channel, list[int]], module: nn.Module, reduction: str
 ) -> None:
     fit(remote, module, reduction=reduction, max_rounds=1)
-    assert probes == []
+    assert probes == {}
 
 
 def test_a_probe_that_takes_too_long_costs_no_worker(

@@ -143,7 +143,7 @@ def test_one_that_is_struck_in_a_round_changes_no_bit(
 
 def strike_before_it_gives(number: int, once: Once, pause: float) -> None:
     """Have this worker be sent a signal, once, when it is about to give parameters that others wait for."""
-    from dasktrain.wire.together import Adding
+    from dasktrain.wire.adding import Adding
 
     give = Adding._give
 

@@ -1,4 +1,4 @@
-"""What a driver's host runs: it trains, and says how many bytes its link carried: ``python sharded.py SCHEDULER``."""
+"""A driver's host: it trains, and says how many bytes its link carried: ``python sharded.py SCHEDULER WORKERS``."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 from distributed import Client
 
 import dasktrain as dt
-from tests.network.together import PATIENCE, WORKERS, fit
+from tests.network.together import PATIENCE, fit
 
 
 class Meter(dt.Observer):
@@ -23,11 +23,11 @@ class Meter(dt.Observer):
         self.read += [(int(line[1]), int(line[9])) for line in lines if line[0] == "eth0:"]
 
 
-def main(scheduler: str) -> None:
+def main(scheduler: str, workers: str) -> None:
     """Train both ways, and print digests, and the bytes received and sent in each round of both."""
     digests, carried = [fit(dt.LocalWire(), Meter())], []
     with Client(scheduler, timeout=PATIENCE, set_as_default=False) as client:
-        client.wait_for_workers(WORKERS, timeout=PATIENCE)
+        client.wait_for_workers(int(workers), timeout=PATIENCE)
         for reduction in ("sharded", "flat"):
             meter = Meter()
             digests.append(fit(client, meter, reduction=reduction))
@@ -36,4 +36,4 @@ def main(scheduler: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -28,7 +28,7 @@ def said(module: str, workers: Sequence[str], folder: Path) -> Any:
         for number, host in enumerate(workers):
             place = ("--host", network.address(host), "--local-directory", str(folder / str(number)))
             start(host, DASK, "worker", SCHEDULER, *place, *WORKER)
-        command = (sys.executable, "-m", module, SCHEDULER)
+        command = (sys.executable, "-m", module, SCHEDULER, str(len(workers)))
         driver = network.start("driver", *command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT)
         text, _ = driver.communicate(timeout=PATIENCE)
     assert not driver.returncode, (folder / "log").read_text()[-3000:]

@@ -1,4 +1,4 @@
-"""What a driver's host runs: it trains, and says how many bytes its link carried: ``python together.py SCHEDULER``."""
+"""A driver's host: it trains, and says how many bytes its link carried: ``python together.py SCHEDULER WORKERS``."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ import dasktrain as dt
 
 #: several buckets
 INPUTS, WIDTH, CLASSES = 8, 200_000, 3
-WORKERS, SHARDS, ROUNDS = 3, 4, 6
+SHARDS, ROUNDS = 4, 6
 #: seconds for workers to be there
 PATIENCE = 60
 
@@ -47,18 +47,18 @@ def model(schema: object) -> nn.Module:
     return nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
 
 
-def main(scheduler: str) -> None:
+def main(scheduler: str, workers: str) -> None:
     """Train with and without, and print digests, and the bytes received in each round of both."""
     digests, read = [fit(dt.LocalWire(), Meter())], []
     with Client(scheduler, timeout=PATIENCE, set_as_default=False) as client:
-        client.wait_for_workers(WORKERS, timeout=PATIENCE)
+        client.wait_for_workers(int(workers), timeout=PATIENCE)
         for share in (True, False):
             meter = Meter()
             with dask.config.set({"dasktrain.shared-memory": share}):
-                digests.append(fit(client, meter))
+                digests.append(fit(client, meter, reduction="flat"))
             read.append(np.diff(meter.read).tolist())
     print(json.dumps({"digests": digests, "read": read}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,0 +1,105 @@
+"""Two hosts of two workers reduce among themselves: the same bits, whoever dies or stands still."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dask
+import pytest
+from distributed import Client, Worker
+
+import dasktrain as dt
+from dasktrain.cut import Cut, small_for
+from dasktrain.wire import dask as on_dask
+from dasktrain.wire import together
+from dasktrain.wire.shared import POSSIBLE
+from tests.cluster import test_sharded
+from tests.cluster.test_sharded import NUMBERS, ROUNDS, SHARDS, Notes, cluster_of, fit, made
+from tests.cluster.test_shared_memory import eventually, held_by_workers, pids
+from tests.cluster.test_together import strike_before_it_gives
+from tests.leftovers import assert_left
+from tests.processes import named_sockets
+from tests.saboteurs import Once
+
+HOSTS, EACH = 2, 2
+WORKERS = HOSTS * EACH
+#: buckets of a gradient
+BUCKETS = len(Cut(NUMBERS, small_for(NUMBERS, HOSTS)).offsets)
+
+pytestmark = pytest.mark.skipif(not POSSIBLE, reason="This system must have anonymous memory that can be sealed")
+
+patient, came = test_sharded.patient, test_sharded.came
+
+
+def be_of_the_address(dask_worker: Worker) -> None:
+    """Have this worker say that its host is what its address says."""
+    together.host = lambda: str(urlsplit(dask_worker.address).hostname)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Client]:
+    with cluster_of(WORKERS, EACH) as client:
+        yield client
+
+
+@pytest.fixture
+def remote(cluster: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """Workers that share memory with those of their host alone, and not with their driver; nothing is left on them."""
+    monkeypatch.setattr(on_dask, "POSSIBLE", False)
+    cluster.wait_for_workers(WORKERS, timeout=60)
+    cluster.run(be_of_the_address)
+    with dask.config.set({"dasktrain.timeouts.silence": "4s"}):
+        yield cluster
+    cluster.wait_for_workers(WORKERS, timeout=60)
+    assert_left(cluster, {"workers": dict.fromkeys(cluster.nthreads(), ([], [], 0)), "scheduler": []})
+    eventually(lambda: held_by_workers(cluster), [([], 0)] * WORKERS)
+    assert {name for pid in pids(cluster) for name in named_sockets(pid)} == set()
+
+
+@pytest.fixture(scope="module")
+def wanted() -> str:
+    return fit(dt.LocalWire(), made(), reduction="sharded").digest
+
+
+def test_each_sum_comes_once_from_the_host_that_owns_it(
+    remote: Client, wanted: str, came: Counter[tuple[int, int]]
+) -> None:
+    notes = Notes()
+    assert fit(remote, made(), notes, reduction="sharded").digest == wanted
+    assert came == {(0, SHARDS): ROUNDS * BUCKETS}
+    assert [text for text in notes.told if "4 workers on 2 hosts reduce among themselves (sharded)" in text]
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [(0, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGKILL), (1, signal.SIGSTOP)],
+    ids=["the one that adds-SIGKILL", "the one that adds-SIGSTOP", "another-SIGKILL", "another-SIGSTOP"],
+)
+def test_one_that_is_struck_in_a_round_changes_no_bit(
+    remote: Client, wanted: str, tmp_path: Path, place: int, number: signal.Signals
+) -> None:
+    once, struck = Once(tmp_path), pids(remote)[place]
+    try:
+        assert fit(remote, made(struck, number, once), reduction="sharded").digest == wanted
+    finally:
+        with suppress(ProcessLookupError):  # it was killed
+            os.kill(struck, signal.SIGCONT)
+    assert not once(), "nobody was struck"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_one_that_is_struck_before_it_gives_parameters_changes_no_bit(
+    remote: Client, wanted: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    once, first, struck = Once(tmp_path), min(remote.nthreads()), pids(remote)[0]
+    remote.run(strike_before_it_gives, number, once, 0.8, workers=[first])
+    try:
+        assert fit(remote, made(), reduction="sharded").digest == wanted
+    finally:
+        with suppress(ProcessLookupError):  # it was killed
+            os.kill(struck, signal.SIGCONT)
+    assert not once(), "nobody was struck"

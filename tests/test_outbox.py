@@ -1,0 +1,330 @@
+"""wire/outbox.py: hosts of several workers reduce among themselves, one worker of each for all that it adds up."""
+
+import gc
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dasktrain.messages import (
+    Answer,
+    Bucket,
+    Failure,
+    Partial,
+    Reply,
+    State,
+    Task,
+    decode_mark,
+    decode_places,
+    decode_reply,
+)
+from dasktrain.reduce import Node, subtrees
+from dasktrain.wire import adding, passing, sharded
+from dasktrain.wire.adding import PASSED
+from dasktrain.wire.channel import Channel
+from dasktrain.wire.outbox import Outbox
+from dasktrain.wire.owners import parts
+from dasktrain.wire.sharded import DELIVERED, LACKS
+from dasktrain.wire.shared import POSSIBLE, Store
+from dasktrain.wire.ways import Joint, Sharded, Via, Way, among, decode_way, encode_way, from_driver, without_peers
+from tests import test_together
+from tests.processes import mapped, named_sockets, opened
+from tests.test_buckets import summed
+from tests.test_sharded import Meshes
+from tests.test_together import (
+    NUMBERS,
+    PARAMETERS,
+    PATIENCE,
+    SHARDS,
+    SIZE,
+    STREAM,
+    TASK,
+    VECTORS,
+    all_at_once,
+    answer,
+    of_answers,
+    of_buckets,
+    total,
+    wanted,
+)
+
+pytestmark = pytest.mark.skipif(not POSSIBLE, reason="This system must have anonymous memory that can be sealed")
+
+EMPTY = np.empty(0, np.uint8)
+OFFSETS = range(0, NUMBERS, SIZE)
+#: shards of the workers of each host
+Shares = Sequence[Sequence[Node]]
+HOSTS: tuple[Shares, ...] = (
+    (((0, 2), (2, 4)), ((4, 6), (6, 8))),
+    (((0, 1), (1, 2), (2, 5)), ((5, 7),), ((7, 8),)),
+    (((0, 3),), ((3, 4), (4, 6)), ((6, 7), (7, 8))),
+)
+
+small = test_together.small
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no peer late because this machine has other things to do."""
+    monkeypatch.setattr(sharded, "SILENCE", PATIENCE)
+    monkeypatch.setattr(sharded, "LOOK", 0.05)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody wait for long."""
+    monkeypatch.setattr(adding, "LEAST", 0.2)
+    monkeypatch.setattr(passing, "SILENCE", 0.6)
+    monkeypatch.setattr(sharded, "SILENCE", 0.4)
+
+
+class Worker:
+    """A worker, and the driver's end of its connection."""
+
+    def __init__(self, meshes: Meshes) -> None:
+        driver, worker = socket.socketpair()
+        self.driver, self.store = Channel(driver), Store()
+        self.channel = Channel(worker)
+        self.outbox = Outbox(self.channel)
+        self.outbox.join(meshes.meet, STREAM)
+        self.gate = self.outbox.meet(self.store, STREAM).gate
+        self.parameters: bytes | None = None
+        self.marks: list[tuple[str, Task, frozenset[int]]] = []
+        self.delivered: list[frozenset[int]] = []
+        self.passed: list[Node] = []
+
+    def close(self) -> None:
+        """End it as its death does."""
+        self.outbox.close()
+        self.channel.close()
+        self.driver.close()
+
+    def asked(self, task: Task, way: Way) -> None:
+        """Be sent what belongs to a round."""
+        self.task, self.way = task, decode_way(encode_way(way), task)
+        for part in parts(among(way), PARAMETERS, SIZE):
+            self.driver.send(*part)
+
+    def begin(self) -> None:
+        sent = PARAMETERS if from_driver(self.way) else PARAMETERS[:0]
+        state = self.outbox.begin(self.task, self.way, State(sent, EMPTY))
+        self.parameters = None if state is None else state.parameters.tobytes()
+
+    def compute(self) -> None:
+        """Send the sums of the task's shards, as a lease does, and its answer."""
+        nodes = list(subtrees(self.task.start, self.task.stop, SHARDS))
+        for node in nodes:
+            self.send(node)
+        self.end(answer(self.task, *nodes))
+
+    def send(self, node: Node) -> None:
+        """Send a node's sum."""
+        vector = np.frombuffer(self.store(NUMBERS * 4), dtype=np.float32, count=NUMBERS)
+        vector[:] = summed(VECTORS, *node)
+        for offset in reversed(OFFSETS):
+            self.outbox.put(Bucket(self.task, *node, offset, vector[offset : offset + SIZE]))
+
+    def end(self, reply: Answer | Failure) -> None:
+        self.outbox.end(reply)
+        self.outbox.wait()
+
+    def round(self) -> None:
+        self.begin()
+        assert self.parameters == PARAMETERS.tobytes()
+        self.compute()
+
+    def sent(self) -> list[Reply]:
+        """Return what has come to the driver, in its own memory, and keep what else it was told."""
+        replies, self.driver._free = list[Reply](), []
+        self.marks, self.delivered, self.passed = [], [], []
+        while self.driver.readable(0):
+            message: Any = self.driver.poll()
+            if "mark" in message[0]:
+                self.marks.append((*decode_mark(message[0]), decode_places(message[0])))
+                continue
+            reply = decode_reply(*message)
+            if DELIVERED in message[0]:
+                self.delivered.append(decode_places(message[0], DELIVERED))
+            if PASSED in message[0]:
+                self.passed.append((reply.task.start, reply.task.stop))  # type: ignore[union-attr]
+            replies.append(replace(reply, values=reply.values.copy()) if isinstance(reply, Bucket) else reply)
+        return replies
+
+    def lacks(self) -> list[frozenset[int]]:
+        """Return the places of owners whose parameters it lacks, each time that it has told so."""
+        self.sent()
+        return [places for mark, task, places in self.marks if (mark, task) == (LACKS, self.task)]
+
+
+def ask(hosts: Sequence[Sequence[Worker]], shares: Shares, round: int = 0) -> None:
+    """Give workers their tasks, as a driver does."""
+    peers = tuple(f"tcp://{place}" for place in range(len(hosts)))
+    tasks = [[replace(TASK, start=start, stop=stop, round=round) for start, stop in of_host] for of_host in shares]
+    wholes = tuple(replace(first, stop=rest[-1].stop if rest else first.stop) for first, *rest in tasks)
+    for place, (workers, (task, *rest)) in enumerate(zip(hosts, tasks, strict=True)):
+        way = Sharded("mesh", place, peers, wholes, is_new=not round)
+        workers[0].asked(task, Joint(tuple(rest), gives=True, among=way) if rest else way)
+        for worker, other in zip(workers[1:], rest, strict=True):
+            worker.asked(other, Via(workers[0].gate, given=True))
+
+
+Make = Callable[[Shares], list[list[Worker]]]
+
+
+@pytest.fixture
+def hosts() -> Iterator[Make]:
+    """Return what makes workers of several hosts that have their tasks."""
+    with closing(Meshes()) as meshes, ExitStack() as ends:
+
+        def make(shares: Shares) -> list[list[Worker]]:
+            found = [[ends.enter_context(closing(Worker(meshes))) for _ in of_host] for of_host in shares]
+            ask(found, shares)
+            return found
+
+        yield make
+    gc.collect()
+    assert (mapped(os.getpid()), opened(os.getpid()), named_sockets(os.getpid())) == ([], 0, set())
+
+
+def all_of(hosts: Sequence[Sequence[Worker]]) -> list[Worker]:
+    return [worker for of_host in hosts for worker in of_host]
+
+
+@pytest.mark.parametrize("shares", HOSTS)
+def test_each_sum_comes_once_and_each_answer_from_its_host(hosts: Make, shares: Shares) -> None:
+    workers = hosts(shares)
+    for round in range(3):  # over the same lines
+        all_at_once(*(worker.round for worker in all_of(workers)))
+        replies: list[Reply] = []
+        for place, (first, *rest) in enumerate(workers):
+            sent = first.sent()
+            assert of_buckets(sent) <= {(0, SHARDS)}
+            owned = len(STREAM.cut.owned(place, len(workers)))
+            assert len([reply for reply in sent if isinstance(reply, Bucket)]) == owned
+            assert sorted(of_answers(sent)) == list(shares[place])
+            assert (first.delivered, sorted(first.passed)) == (
+                [frozenset(range(len(workers)))],
+                list(shares[place][1:]),
+            )
+            assert [other.sent() for other in rest] == [[]] * len(rest)
+            replies += sent
+        assert total(replies) == wanted()
+        ask(workers, shares, round + 1)
+
+
+@pytest.mark.parametrize("empty", [(0, 0), (0, 1), (1, 1)])
+def test_shards_without_rows_do_not_hold_others_up(hosts: Make, empty: tuple[int, int]) -> None:
+    workers = hosts(HOSTS[0])
+    lacks = workers[empty[0]][empty[1]]
+
+    def without_rows() -> None:
+        lacks.begin()
+        lacks.end(Answer(lacks.task, (Partial(lacks.task.start, lacks.task.stop, None, None),), 0.01))
+
+    all_at_once(without_rows, *(worker.round for worker in all_of(workers) if worker is not lacks))
+    assert of_buckets([reply for worker in all_of(workers) for reply in worker.sent()]) == {(0, SHARDS)}
+
+
+# -- who is late, or dies ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("hasty")
+def test_whoever_is_late_is_not_waited_for_and_sends_for_itself(hosts: Make) -> None:
+    workers = hosts(HOSTS[0])
+    (first, late), others = workers
+    all_at_once(*(worker.round for worker in (first, *others)))
+    replies = [reply for worker in (first, *others) for reply in worker.sent()]
+    assert of_answers(replies) == [(0, 2), (4, 6), (6, 8)]
+    assert (0, SHARDS) not in of_buckets(replies)
+    late.begin()
+    assert late.lacks() == [frozenset()], "whom it was to get parameters from has gone on"
+    late.asked(late.task, None)
+    late.round()
+    assert total(replies + late.sent()) == wanted()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_whoever_lost_the_one_that_adds_sends_for_itself(hosts: Make) -> None:
+    """The others' parameters have come; of the lost one's shards another worker sends the sums."""
+    (dies, left), others = hosts(HOSTS[0])
+    all_at_once(*(worker.begin for worker in (dies, left, *others)))
+    spare = Worker(Meshes())
+    with closing(spare):
+        dies.close()
+        all_at_once(left.compute, *(worker.compute for worker in others))
+        spare.asked(dies.task, None)
+        spare.round()
+        found = [worker.sent() for worker in (left, *others, spare)]
+    assert of_answers(found[0]) == [(2, 4)]
+    assert (others[0].delivered, of_answers(found[1])) == ([frozenset({1})], [(4, 6), (6, 8)])
+    again = sums(others[0], owned_by=0)  # as the driver asks for
+    assert total([reply for replies in (again, *found) for reply in replies]) == wanted()
+
+
+def sums(worker: Worker, owned_by: int) -> list[Reply]:
+    """Return what a worker sends when it is asked for what an owner has not delivered."""
+    worker.outbox.send_again(worker.task, [owned_by])
+    return worker.sent()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_whoever_lacks_parameters_of_a_peer_gets_them_for_all_of_its_host(hosts: Make) -> None:
+    (dead, alone), (first, second) = hosts(HOSTS[0])
+    dead.close()
+    all_at_once(first.begin, second.begin, alone.begin)
+    assert (first.lacks(), alone.lacks()) == ([frozenset({0})], [frozenset()])
+    first.asked(first.task, without_peers(first.way))
+    if second.lacks():  # it has waited for as long
+        second.asked(second.task, second.way)
+    all_at_once(*(partial(again, worker) for worker in (first, second)))
+    sent = first.sent()
+    assert (of_buckets(sent), of_answers(sent), first.delivered) == ({(4, 8)}, [(4, 6), (6, 8)], [])
+
+
+def again(worker: Worker) -> None:
+    """Begin once more if that is needed, and send."""
+    if worker.parameters is None:
+        worker.begin()
+    assert worker.parameters == PARAMETERS.tobytes()
+    worker.compute()
+
+
+def test_others_wait_on_while_parameters_come_from_peers(hosts: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For three times as long as they wait for any sign."""
+    monkeypatch.setattr(passing, "SILENCE", 0.5)
+    (slow,), (first, other) = workers = hosts((((0, 4),), ((4, 6), (6, 8))))
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(worker.begin) for worker in (first, other)]
+        assert not wait(waiting, 3 * passing.SILENCE).done
+        slow.begin()
+        for each in waiting:
+            each.result(PATIENCE)
+    assert [worker.parameters for worker in all_of(workers)] == [PARAMETERS.tobytes()] * 3
+    assert other.lacks() == []
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["the one that adds", "another"])
+@pytest.mark.usefixtures("hasty")
+def test_what_one_raises_is_told_by_itself_and_the_others_send(hosts: Make, place: int) -> None:
+    workers = hosts(HOSTS[0])
+    failing, other = workers[0][place], workers[0][1 - place]
+    failure = Failure("ReplicaError", "no", task=failing.task)
+
+    def fail() -> None:
+        failing.begin()
+        failing.send((failing.task.start, failing.task.stop))
+        failing.end(failure)
+
+    all_at_once(fail, other.round, *(worker.round for worker in workers[1]))
+    told = {worker: worker.sent() for worker in all_of(workers)}
+    assert [reply for reply in told[failing] if isinstance(reply, Failure)] == [failure]
+    node = (other.task.start, other.task.stop)
+    assert [answers for answers in map(of_answers, told.values()) if node in answers]
+    assert of_answers(told[workers[1][0]]) == [(4, 6), (6, 8)]
