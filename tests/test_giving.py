@@ -1,6 +1,7 @@
 """wire/together.py: one worker of a host gets the parameters for all of them, and whoever lacks them says so."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from dasktrain.wire import adding, passing
 from dasktrain.wire.shared import POSSIBLE
 from dasktrain.wire.ways import Joint, Via
 from tests import test_together
-from tests.test_together import PARAMETERS, SHARES, TASK, Peer, all_at_once, total, wanted
+from tests.test_together import PARAMETERS, PATIENCE, SHARES, TASK, Peer, all_at_once, total, wanted
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="This system must have anonymous memory that can be sealed")
 
@@ -30,6 +31,12 @@ def give(peers: Sequence[Peer], shares: Sequence[Node]) -> list[Callable[[], Non
         partial(peer.begin, *share, joint if peer is peers[0] else via)
         for peer, share in zip(peers, shares, strict=True)
     ]
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
+    """Have the one that gives not wait for long for those to come that it gives to."""
+    monkeypatch.setattr(adding, "LEAST", 0.1)
 
 
 def held(peer: Peer) -> bytes | None:
@@ -68,6 +75,7 @@ def test_others_have_the_parameters_of_the_first(strangers: Callable[..., list[P
         assert others == [[]] * (len(shares) - 1)
 
 
+@pytest.mark.usefixtures("brief")
 def test_parameters_stay_as_they_are_when_the_next_come(met: Callable[..., list[Peer]]) -> None:
     """The first goes on to the next round while another still computes, whose answer nobody waits for."""
     first, late = met((0, 4), (4, 8))
@@ -82,6 +90,7 @@ def again(first: Peer, round: int) -> None:
     first.together.begin(task, Joint((other,), gives=True), PARAMETERS + round, None)
 
 
+@pytest.mark.usefixtures("brief")
 def test_whoever_comes_late_has_them_all_the_same(met: Callable[..., list[Peer]]) -> None:
     first, late = met((0, 4), (4, 8))
     of_first, of_late = give([first, late], [(0, 4), (4, 8)])
@@ -104,12 +113,28 @@ def test_whoever_first_comes_late_has_them_all_the_same(
     assert late.sent() == []
 
 
+def test_whoever_came_before_and_does_not_now_is_not_taken_for_another(
+    strangers: Callable[..., list[Peer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, before, new = strangers((0, 4), (4, 8), (4, 8))
+    all_at_once(*give([first, before], [(0, 4), (4, 8)]))
+    all_at_once(first.compute, before.compute)
+    of_first, of_new = give([first, new], [(0, 4), (4, 8)])
+    with ThreadPoolExecutor(1) as threads:
+        giving = threads.submit(of_first)
+        assert not wait([giving], 0.3).done, "it waits for the new one"
+        of_new()
+        giving.result(PATIENCE)
+    assert held(new) == PARAMETERS.tobytes()
+
+
 def lacks(worker: Peer) -> bool:
     """Whether a worker has told the driver that it lacks parameters."""
     worker.sent()
     return worker.parameters is None and ("lacks", worker.task) in worker.marks
 
 
+@pytest.mark.usefixtures("brief")
 def test_whoever_comes_too_late_says_so(met: Callable[..., list[Peer]]) -> None:
     first, late = met((0, 4), (4, 8))
     of_first, of_late = give([first, late], [(0, 4), (4, 8)])
@@ -119,6 +144,7 @@ def test_whoever_comes_too_late_says_so(met: Callable[..., list[Peer]]) -> None:
     assert lacks(late)
 
 
+@pytest.mark.usefixtures("brief")
 def test_parameters_of_an_older_round_are_left_alone(met: Callable[..., list[Peer]]) -> None:
     first, other = met((0, 4), (4, 8))
     again(first, round=-1)  # in which the other took no part

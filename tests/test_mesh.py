@@ -13,6 +13,7 @@ from dasktrain.messages import Task
 from dasktrain.wire import mesh
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.mesh import Doorstep
+from dasktrain.wire.sharded import nobody
 from dasktrain.wire.ways import Sharded
 
 PATIENCE = 20.0
@@ -48,7 +49,7 @@ def test_peers_are_let_in_and_strangers_sent_away(worker: Any, knock: Callable[.
         strangers = [knock("another", 1), knock("mesh", 0), knock("mesh", 3)]
         peers = [knock("mesh", 2), knock("mesh", 1)]
         twice = knock("mesh", 2)
-        with closing(doorstep.meet(WAY)) as lines:
+        with closing(doorstep.meet(WAY, nobody)) as lines:
             assert (len(lines), 1 in lines, 2 in lines) == (2, True, True)
             lines.post(1, {"to": 1})
             list(lines.served(PATIENCE))
@@ -66,7 +67,7 @@ def test_whoever_does_not_come_is_not_waited_for(
     monkeypatch.setattr(mesh, "MEET", 0.2)
     with closing(Doorstep(worker, "peers")) as doorstep:
         knock("mesh", 2)
-        with closing(doorstep.meet(WAY)) as lines:
+        with closing(doorstep.meet(WAY, nobody)) as lines:
             assert (1 in lines, 2 in lines) == (False, True)
 
 

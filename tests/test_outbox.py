@@ -21,6 +21,7 @@ from dasktrain.messages import (
     Reply,
     State,
     Task,
+    Vector,
     decode_mark,
     decode_places,
     decode_reply,
@@ -31,7 +32,7 @@ from dasktrain.wire.adding import PASSED
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.outbox import Outbox
 from dasktrain.wire.owners import parts
-from dasktrain.wire.sharded import DELIVERED, LACKS
+from dasktrain.wire.sharded import DELIVERED, LACKS, WAITS
 from dasktrain.wire.shared import POSSIBLE, Store
 from dasktrain.wire.ways import Joint, Sharded, Via, Way, among, decode_way, encode_way, from_driver, without_peers
 from tests import test_together
@@ -106,10 +107,10 @@ class Worker:
         self.channel.close()
         self.driver.close()
 
-    def asked(self, task: Task, way: Way) -> None:
+    def asked(self, task: Task, way: Way, parameters: Vector = PARAMETERS) -> None:
         """Be sent what belongs to a round."""
         self.task, self.way = task, decode_way(encode_way(way), task)
-        for part in parts(among(way), PARAMETERS, SIZE):
+        for part in parts(among(way), parameters, SIZE):
             self.driver.send(*part)
 
     def begin(self) -> None:
@@ -163,14 +164,14 @@ class Worker:
         return [places for mark, task, places in self.marks if (mark, task) == (LACKS, self.task)]
 
 
-def ask(hosts: Sequence[Sequence[Worker]], shares: Shares, round: int = 0) -> None:
+def ask(hosts: Sequence[Sequence[Worker]], shares: Shares, round: int = 0, parameters: Vector = PARAMETERS) -> None:
     """Give workers their tasks, as a driver does."""
     peers = tuple(f"tcp://{place}" for place in range(len(hosts)))
     tasks = [[replace(TASK, start=start, stop=stop, round=round) for start, stop in of_host] for of_host in shares]
     wholes = tuple(replace(first, stop=rest[-1].stop if rest else first.stop) for first, *rest in tasks)
     for place, (workers, (task, *rest)) in enumerate(zip(hosts, tasks, strict=True)):
         way = Sharded("mesh", place, peers, wholes, is_new=not round)
-        workers[0].asked(task, Joint(tuple(rest), gives=True, among=way) if rest else way)
+        workers[0].asked(task, Joint(tuple(rest), gives=True, among=way) if rest else way, parameters)
         for worker, other in zip(workers[1:], rest, strict=True):
             worker.asked(other, Via(workers[0].gate, given=True))
 
@@ -219,17 +220,49 @@ def test_each_sum_comes_once_and_each_answer_from_its_host(hosts: Make, shares: 
         ask(workers, shares, round + 1)
 
 
-@pytest.mark.parametrize("empty", [(0, 0), (0, 1), (1, 1)])
-def test_shards_without_rows_do_not_hold_others_up(hosts: Make, empty: tuple[int, int]) -> None:
+@pytest.mark.parametrize("empty", [[0], [1], [3], [0, 1], [2, 3]])
+def test_shards_without_rows_do_not_hold_others_up(hosts: Make, empty: Sequence[int]) -> None:
     workers = hosts(HOSTS[0])
-    lacks = workers[empty[0]][empty[1]]
 
-    def without_rows() -> None:
-        lacks.begin()
-        lacks.end(Answer(lacks.task, (Partial(lacks.task.start, lacks.task.stop, None, None),), 0.01))
+    def without_rows(worker: Worker) -> None:
+        worker.begin()
+        worker.end(Answer(worker.task, (Partial(worker.task.start, worker.task.stop, None, None),), 0.01))
 
-    all_at_once(without_rows, *(worker.round for worker in all_of(workers) if worker is not lacks))
+    rounds = [worker.round for worker in all_of(workers)]
+    for place in empty:
+        rounds[place] = partial(without_rows, all_of(workers)[place])
+    all_at_once(*rounds)
     assert of_buckets([reply for worker in all_of(workers) for reply in worker.sent()]) == {(0, SHARDS)}
+
+
+def test_what_went_to_owners_stays_as_it_was(hosts: Make) -> None:
+    """Memory of what was added is used again for what comes next."""
+    (first, other), others = workers = hosts(HOSTS[0])
+    all_at_once(*(worker.begin for worker in all_of(workers)))
+    for worker, offset in ((first, 10), (other, 10), (first, 5), (first, 0), (other, 5), (other, 0)):
+        node = worker.task.start, worker.task.stop
+        vector = summed(VECTORS, *node)
+        assert vector is not None
+        worker.outbox.put(Bucket(worker.task, *node, offset, kept(worker, vector[offset : offset + SIZE])))
+        worker.outbox.wait()
+    ends = [
+        partial(worker.end, answer(worker.task, (worker.task.start, worker.task.stop))) for worker in (first, other)
+    ]
+    all_at_once(*ends, *(worker.compute for worker in others))
+    first.sent()
+    again = [bucket for place in (0, 1) for bucket in sums(first, owned_by=place)]
+    expected = summed(VECTORS, 0, 4)
+    assert expected is not None
+    assert {bucket.offset: bucket.values.tobytes() for bucket in again} == {
+        offset: expected[offset : offset + SIZE].tobytes() for offset in OFFSETS
+    }
+
+
+def kept(worker: Worker, values: Any) -> Any:
+    """Return a copy that others may read."""
+    vector = np.frombuffer(worker.store(values.nbytes), dtype=np.float32, count=len(values))
+    vector[:] = values
+    return vector
 
 
 # -- who is late, or dies ---------------------------------------------------------------------------------------------
@@ -268,10 +301,10 @@ def test_whoever_lost_the_one_that_adds_sends_for_itself(hosts: Make) -> None:
     assert total([reply for replies in (again, *found) for reply in replies]) == wanted()
 
 
-def sums(worker: Worker, owned_by: int) -> list[Reply]:
+def sums(worker: Worker, owned_by: int) -> list[Bucket]:
     """Return what a worker sends when it is asked for what an owner has not delivered."""
     worker.outbox.send_again(worker.task, [owned_by])
-    return worker.sent()
+    return [reply for reply in worker.sent() if isinstance(reply, Bucket)]
 
 
 @pytest.mark.usefixtures("hasty")
@@ -297,22 +330,61 @@ def again(worker: Worker) -> None:
 
 
 def test_others_wait_on_while_parameters_come_from_peers(hosts: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For three times as long as they wait for any sign."""
+    """For three times as long as they wait for any sign, and do not take those of the round before for them."""
+    shares: Shares = (((0, 4),), ((4, 6), (6, 8)))
+    (slow,), (first, other) = workers = hosts(shares)
+    all_at_once(*(worker.round for worker in all_of(workers)))
+    assert [len(of_answers(worker.sent())) for worker in all_of(workers)] == [1, 2, 0]
     monkeypatch.setattr(passing, "SILENCE", 0.5)
-    (slow,), (first, other) = workers = hosts((((0, 4),), ((4, 6), (6, 8))))
+    ask(workers, shares, round=1, parameters=PARAMETERS + 1)
     with ThreadPoolExecutor(2) as threads:
         waiting = [threads.submit(worker.begin) for worker in (first, other)]
         assert not wait(waiting, 3 * passing.SILENCE).done
         slow.begin()
         for each in waiting:
             each.result(PATIENCE)
-    assert [worker.parameters for worker in all_of(workers)] == [PARAMETERS.tobytes()] * 3
+    assert [worker.parameters for worker in all_of(workers)] == [(PARAMETERS + 1).tobytes()] * 3
     assert other.lacks() == []
 
 
+def test_others_wait_on_while_sums_go_to_peers_and_tell_the_driver(
+    hosts: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For three times as long as they wait for any sign."""
+    monkeypatch.setattr(passing, "SILENCE", 0.5)
+    (slow,), (first, other) = workers = hosts((((0, 4),), ((4, 6), (6, 8))))
+    all_at_once(*(worker.begin for worker in all_of(workers)))
+    assert [worker.sent() for worker in all_of(workers)] == [[], [], []]
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(worker.compute) for worker in (first, other)]
+        assert not wait(waiting, 3 * passing.SILENCE).done
+        slow.compute()
+        for each in waiting:
+            each.result(PATIENCE)
+    assert other.sent() == []
+    assert (WAITS, other.task) in {(mark, task) for mark, task, _ in other.marks}
+    assert of_answers(first.sent()) == [(4, 6), (6, 8)]
+
+
+def test_signs_that_nobody_reads_do_not_pile_up(hosts: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passing, "SIGN", 0.0)
+    workers = hosts((((0, 4),), ((4, 6), (6, 8))))
+    first = workers[1][0]
+    all_at_once(*(worker.begin for worker in all_of(workers)))
+    together = first.outbox._together
+    assert together is not None
+    for _ in range(2000):
+        together._adding._sign()
+    all_at_once(*(worker.compute for worker in all_of(workers)))
+    assert of_answers(first.sent()) == [(4, 6), (6, 8)]
+
+
 @pytest.mark.parametrize("place", [0, 1], ids=["the one that adds", "another"])
-@pytest.mark.usefixtures("hasty")
-def test_what_one_raises_is_told_by_itself_and_the_others_send(hosts: Make, place: int) -> None:
+def test_what_one_raises_is_told_by_itself_and_the_others_send(
+    hosts: Make, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.setattr(sharded, "SILENCE", 0.4)
+    monkeypatch.setattr(adding, "LEAST", 0.2)
     workers = hosts(HOSTS[0])
     failing, other = workers[0][place], workers[0][1 - place]
     failure = Failure("ReplicaError", "no", task=failing.task)

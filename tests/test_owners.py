@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from dasktrain.wire import owners
 from dasktrain.wire.owners import Owners
 from dasktrain.wire.parties import Parties
 from dasktrain.wire.together import Meeting
-from dasktrain.wire.ways import Joint, Sharded, decode_way, encode_way
+from dasktrain.wire.ways import Joint, Sharded, Via, among, decode_way, encode_way
 
 SIZE = 5
 TASK = Task("r", "train", 0, 0, 0, 8)
@@ -380,6 +381,32 @@ def test_one_of_each_host_takes_part_for_all_that_send_by_way_of_it() -> None:
             decode_way(encode_way(way) | {"place": 1 - place}, tasks[first])
 
 
+def test_peers_stay_connected_while_what_they_compute_changes() -> None:
+    """Validation is not sent together, so that each computes shards of its own."""
+    found, parties = known(*PAIRS), Parties()
+    for worker in PAIRS:
+        parties.add(worker, Meeting(worker[:14], f"gate {worker}"))
+
+    def way(**change: Any) -> Sharded:
+        given = asks(PAIRS, replace(TASK, **change))
+        found.end()
+        chosen = among(found.ways(given, parties.ways(given, can_give=True))[PAIRS[0]])
+        assert chosen is not None
+        return chosen
+
+    train, evaluate, again = way(), way(kind="evaluate"), way(round=1)
+    assert train.mesh == evaluate.mesh == again.mesh
+    assert (evaluate.is_new, again.is_new, way(round=2).is_new) == (True, True, False)
+
+
+def test_whoever_sends_for_others_as_well_takes_part() -> None:
+    found, alone = known(*PAIRS), (PAIRS[0] + "8", *PAIRS)
+    found.add(alone[0], 1e9)
+    given = asks(alone)
+    joint = Joint((given[2][1],), gives=True)
+    assert set(found.ways(given, {PAIRS[0]: joint, PAIRS[1]: Via("gate")})) == {PAIRS[0], PAIRS[2]}
+
+
 def test_what_is_passed_on_counts_when_the_sums_of_its_host_have_come() -> None:
     found, tasks = paired()
     assert not found.answered(PAIRS[0], answer(tasks[PAIRS[0]]), PAIR)
@@ -403,20 +430,20 @@ def freed(found: Owners) -> list[str]:
     return [worker for worker, _ in complete]
 
 
-def test_what_is_passed_on_is_lost_with_the_one_whose_sums_are_asked_for_again() -> None:
+def test_what_was_passed_on_by_one_whose_sums_may_be_lost_is_to_be_asked_anew() -> None:
     found, tasks = paired()
     found.answered(PAIRS[0], answer(tasks[PAIRS[0]]), PAIR)
     found.passed(PAIRS[0], PAIRS[1], answer(tasks[PAIRS[1]]))
-    found.forget(PAIRS[0])
-    assert freed(found) == [PAIRS[1]]
-    assert found.held == []
+    assert found.forget(PAIRS[0]) == [(PAIRS[1], tasks[PAIRS[1]])]
+    assert (found.complete(), found.held) == ([], [])
+    assert found.answered(PAIRS[1], answer(tasks[PAIRS[1]]), None)
 
 
 def test_whoever_leaves_after_its_answer_was_passed_on_does_not_come_back() -> None:
     found, tasks = paired()
     found.answered(PAIRS[0], answer(tasks[PAIRS[0]]), PAIR)
     found.passed(PAIRS[0], PAIRS[1], answer(tasks[PAIRS[1]]))
-    found.forget(PAIRS[1])
+    assert found.forget(PAIRS[1]) == []
     found.answered(PAIRS[2], answer(tasks[PAIRS[2]]), PAIR)
     assert [worker for worker, _ in found.complete()] == [PAIRS[0], PAIRS[2]]
 

@@ -72,7 +72,7 @@ class Meshes:
         self._ends: dict[tuple[str, int, int], Channel] = {}
         self._lock = Lock()
 
-    def meet(self, way: Sharded) -> Lines:
+    def meet(self, way: Sharded, meanwhile: Callable[[], None]) -> Lines:
         """Return a peer's lines to all others."""
         lines = Lines()
         for place in range(len(way.peers)):
@@ -434,7 +434,7 @@ def test_nobody_is_met_twice_in_a_mesh_and_all_anew_in_another(peers: Callable[.
     met: list[str] = []
     for worker in workers:
         meet = worker.member._meet
-        worker.member._meet = lambda way, meet=meet: met.append(way.mesh) or meet(way)  # type: ignore[misc]
+        worker.member._meet = lambda way, also, meet=meet: met.append(way.mesh) or meet(way, also)  # type: ignore[misc]
     for round, mesh in enumerate(("mesh", "mesh", "other")):
         all_at_once(*(worker.round for worker in workers))
         assert all(worker.delivered == {0, 1, 2} for worker in workers if worker.sent())

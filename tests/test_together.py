@@ -4,9 +4,10 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -274,6 +275,24 @@ def test_whoever_waits_ends_with_the_drivers_next_message(
     waits.driver.send({"task": "the next"})
     all_at_once(waits.compute)
     assert waits.sent() == []
+
+
+def test_others_wait_on_while_the_driver_takes_nothing(
+    peers: Callable[..., list[Peer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For three times as long as they wait for any sign, as on a slow link."""
+    first, other = peers((0, 4), (4, 8))
+    monkeypatch.setattr(passing, "SILENCE", 0.4)
+    opened, flush = Event(), first.channel.flush
+    monkeypatch.setattr(first.channel, "flush", lambda: opened.is_set() and flush())
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(worker.compute) for worker in (first, other)]
+        assert not wait(waiting, 3 * passing.SILENCE).done
+        opened.set()
+        for each in waiting:
+            each.result(PATIENCE)
+    assert total(first.sent()) == wanted()
+    assert other.sent() == []
 
 
 @pytest.mark.parametrize("fails", [0, 1])

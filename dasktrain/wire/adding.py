@@ -26,7 +26,7 @@ from dasktrain.messages import (
 )
 from dasktrain.reduce import Node, subtrees
 from dasktrain.wire import passing
-from dasktrain.wire.channel import Channel, Message
+from dasktrain.wire.channel import Channel, Message, readable
 from dasktrain.wire.gate import Gate
 from dasktrain.wire.passing import COMES, SENT, WAIT
 from dasktrain.wire.sharded import Member
@@ -52,6 +52,7 @@ class Adding:
         self._member: Member | None = None  # among peers that sums are for
         self._can_give = False  # whether parameters are laid out
         self._given: set[SharedChannel] = set()  # who has been given them
+        self._signed = 0.0  # when, on the monotonic clock, others were last told to wait on
 
     def begin(self, task: Task, way: Joint, parameters: Vector, member: Member | None) -> Vector | None:
         """Expect the sums of other tasks beside those of one's own; give their workers parameters if they lack them.
@@ -91,7 +92,7 @@ class Adding:
         for line in self._gate.lines:
             self._give_to(line)
         deadline = monotonic() + LEAST
-        while len(self._given) < len(self._awaited) and (rest := deadline - monotonic()) > 0:
+        while len(self._given & self._tasks.keys()) < len(self._awaited) and (rest := deadline - monotonic()) > 0:
             self._hear(rest)
 
     def _give_to(self, line: SharedChannel) -> None:
@@ -107,7 +108,7 @@ class Adding:
             return
         if isinstance(reply, Answer):
             self._add_nothing(reply)
-            self._await_others(monotonic() + max(LEAST, reply.seconds))
+            self._await_others(max(LEAST, reply.seconds))
         elif self._member is not None:
             self._fail(reply, self._member)
             return
@@ -139,13 +140,17 @@ class Adding:
         partials = [each.partials for each in (answer, *self._answers.values())]
         return replace(answer, task=self._joint, partials=tuple(chain.from_iterable(partials)))
 
-    def _await_others(self, deadline: float) -> None:
-        """Wait for all that is to come, or until the driver is gone."""
+    def _await_others(self, seconds: float) -> None:
+        """Wait for all that is to come, half as long if peers wait, too; or until the driver is gone."""
+        deadline = monotonic() + (seconds if self._member is None else max(LEAST, seconds / 2))
         while self._awaited and (rest := deadline - monotonic()) > 0 and not self._channel.readable(0):
-            self._hear(min(rest, passing.SIGN))
-            self._sign()
-            if self._member is not None:
+            if self._member is None:
+                self._hear(min(rest, passing.SIGN))
+            else:
+                readable(min(rest, passing.SIGN), self._gate, self._member)
                 self._member.serve()
+                self._hear(0)
+            self._sign()
 
     def _hear(self, timeout: float) -> None:
         """Take what others send."""
@@ -208,7 +213,10 @@ class Adding:
         self._sign()
 
     def _sign(self) -> None:
-        """Have those wait on that have come; who has not read the last sign needs no other."""
+        """Have those wait on that have come, now and then; who has not read the last sign needs no other."""
+        if monotonic() - self._signed < passing.SIGN:
+            return
+        self._signed = monotonic()
         for line in list(self._tasks):
             if not line.left:
                 self._tell(line, WAIT)

@@ -18,7 +18,7 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from distributed.comm import Comm
 from typing_extensions import Buffer
@@ -37,6 +37,25 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 SMALL = 1 << 16
 #: bytes taken on a peer's word that more will come; beyond it memory grows as they do
 CREDIT = 1 << 20
+
+
+class Selectable(Protocol):
+    """What has a descriptor that tells whether there is something to read."""
+
+    def fileno(self) -> int:
+        """Return it."""
+
+
+def readable(timeout: float, *ends: Selectable) -> bool:
+    """Wait until something, or its end, can be read from one of some ends; False after `timeout` seconds."""
+    return _ready(timeout, select.POLLIN, *ends)
+
+
+def _ready(timeout: float, events: int, *ends: Selectable) -> bool:
+    poll = select.poll()  # select itself takes no descriptor above 1,023
+    for end in ends:
+        poll.register(end, events)
+    return bool(poll.poll(1000 * timeout))
 
 
 class Channel:
@@ -126,8 +145,10 @@ class Channel:
 
         Linux tells of those that left this process (``SIOCOUTQ``, tcp(7)).
         """
-        (sent,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
-        return sum(len(piece) for piece in self._out) + int(sent)
+        sent = 0
+        with contextlib.suppress(OSError):  # other systems do not tell
+            (sent,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
+        return sum(len(piece) for piece in self._out) + sent
 
     def keep(self) -> None:
         """Copy what is posted and not sent."""
@@ -204,11 +225,11 @@ class Channel:
 
     def readable(self, timeout: float) -> bool:
         """Wait until a message, or the end of the connection, can be read; False after `timeout` seconds."""
-        return bool(select.select([self._socket], [], [], timeout)[0])
+        return readable(timeout, self)
 
     def writable(self, timeout: float) -> bool:
         """Wait until something more can be sent; False after `timeout` seconds."""
-        return bool(select.select([], [self._socket], [], timeout)[1])
+        return _ready(timeout, select.POLLOUT, self)
 
     def _parsed(self) -> Generator[Buffer, None, Message]:
         """Yield memory to be filled, piece by piece; return the message."""

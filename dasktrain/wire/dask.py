@@ -177,12 +177,14 @@ class DaskWire:
         self._asked.pop(worker, None)
         self._changes.forget(worker)
         self._parties.forget(worker)
-        self._owners.forget(worker)
+        lost = self._owners.forget(worker)
         channel = self._channels.pop(worker, None)
         if channel is not None:
             assert self._inbox is not None
             self._inbox.forget(channel)
             channel.close()
+        for other, task in lost:
+            self._post(other, task, None)
 
     # -- rounds -------------------------------------------------------------------------------------------
 

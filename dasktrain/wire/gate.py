@@ -50,6 +50,10 @@ class Gate:
                     assert isinstance(descriptors, socket.socket)
                     self._admit(descriptors)
 
+    def fileno(self) -> int:
+        """Return what can be read from when there is something to hear."""
+        return self._selector.fileno()
+
     @property
     def lines(self) -> list[SharedChannel]:
         """The lines that are open, as far as is known."""

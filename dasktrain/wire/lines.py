@@ -37,6 +37,10 @@ class Lines:
         """How many there are."""
         return len(self._lines)
 
+    def fileno(self) -> int:
+        """Return what can be read from when there is something to serve."""
+        return self._selector.fileno()
+
     @property
     def sending(self) -> bool:
         """Whether something was posted and is not sent."""

@@ -6,7 +6,8 @@ by the name of a mesh, which the driver makes up and tells to nobody else; TLS, 
 
 import asyncio
 import socket
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -23,6 +24,8 @@ from dasktrain.wire.ways import Sharded
 
 #: seconds for all connections of a worker with its peers
 MEET = 10.0
+#: seconds between looks at whether there are others to be kept waiting
+LOOK = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,20 @@ class Doorstep:
             while True:
                 self._visitors.get_nowait().channel.close()
 
-    def meet(self, way: Sharded) -> Lines:
-        """Return lines to the peers of a mesh: those that are there in time."""
+    def meet(self, way: Sharded, meanwhile: Callable[[], None]) -> Lines:
+        """Return lines to the peers of a mesh: those that are there in time. `meanwhile` is called now and then."""
         lines, deadline = Lines(), monotonic() + MEET
         calls = {place: self._call(address, way) for place, address in enumerate(way.peers[: way.place])}
         for place, call in calls.items():
             with suppress(OSError, AttachError, WireError, CancelledError):  # it cannot be reached, or is no peer
-                lines.add(place, _taken(call.result(2 * MEET), deadline))
+                while not wait([call], LOOK).done and monotonic() < deadline + MEET:
+                    meanwhile()
+                lines.add(place, _taken(call.result(0), deadline))
         after = set(range(way.place + 1, len(way.peers)))
-        with suppress(Empty):
-            while after and monotonic() < deadline:
-                visitor = self._visitors.get(timeout=_rest(deadline))
+        while after and monotonic() < deadline:
+            meanwhile()
+            with suppress(Empty):
+                visitor = self._visitors.get(timeout=min(LOOK, _rest(deadline)))
                 if visitor.mesh == way.mesh and visitor.place in after:
                     lines.add(visitor.place, visitor.channel)
                     after.remove(visitor.place)

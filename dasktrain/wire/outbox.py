@@ -37,7 +37,7 @@ class Outbox:
         self._together = self._ends.enter_context(closing(Together(self._channel, store, stream)))
         return self._together.meeting
 
-    def join(self, meet: Callable[[Sharded], Lines], stream: Stream) -> None:
+    def join(self, meet: Callable[[Sharded, Callable[[], None]], Lines], stream: Stream) -> None:
         """Be ready to reduce among workers of other hosts, to whom `meet` returns lines."""
         self._member = self._ends.enter_context(closing(Member(self._channel, meet, stream)))
 

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
 from statistics import median
 from time import monotonic
@@ -14,7 +15,7 @@ from dasktrain.messages import Answer, Header, State, Task, Vector, encode_part
 from dasktrain.reduce import Node
 from dasktrain.topology import FEWEST, Links, Reduction, bucket_of
 from dasktrain.wire.parties import Ask
-from dasktrain.wire.ways import Sharded, Via, Way, whole, with_peers
+from dasktrain.wire.ways import Joint, Sharded, Via, Way, whole, with_peers
 
 #: after the first answer of a round the others are waited for as long again as that took, and at least so many seconds
 LEAST = 0.5
@@ -56,12 +57,6 @@ class Round:
         """Return a peer's place."""
         return list(self.tasks).index(worker)
 
-    def withdraw(self, peer: str) -> list[tuple[str, Answer]]:
-        """Forget what a peer has answered, and passed on; return that, with nothing to add."""
-        answer = self.answers.pop(peer, None)
-        found = [(peer, answer)] if answer is not None else []
-        return [(worker, Answer(each.task, (), 0.0)) for worker, each in found + self.passed.pop(peer, [])]
-
 
 class Owners:
     """Workers that can reduce among themselves, and those that do in the round under way.
@@ -92,19 +87,21 @@ class Owners:
         """Take note of a worker that can, and of the bytes a second that go there, if they were measured."""
         self._able[worker] = rate
 
-    def forget(self, worker: str) -> None:
-        """Take note of a worker's end."""
+    def forget(self, worker: str) -> list[Ask]:
+        """Take note of a worker's end; return what is to be asked anew, since it had passed on what may be lost."""
         self._able.pop(worker, None)
         if worker in self._mesh[1]:
             self._mesh = "", (), []  # whoever comes back knows nothing of it
         round = self._round
         if round is None:
-            return
+            return []
         round.passed = {peer: [one for one in ones if one[0] != worker] for peer, ones in round.passed.items()}
-        if worker in round.tasks:
-            self._complete += [one for one in round.withdraw(worker) if one[0] != worker]
-            self._fault(round)
-            self._lose(round, [round.place(worker)])
+        if worker not in round.tasks:
+            return []
+        round.answers.pop(worker, None)
+        self._fault(round)
+        self._lose(round, [round.place(worker)])
+        return [(other, answer.task) for other, answer in round.passed.pop(worker, [])]
 
     def may_reduce(self, worker: str) -> bool:
         """Return whether a worker might take part in the next round."""
@@ -160,9 +157,9 @@ class Owners:
             return {}
         wholes = tuple(whole(task, together.get(worker)) for worker, task in tasks.items())
         peers, shares = tuple(tasks), [(task.start, task.stop) for task in wholes]
+        mesh, known, _ = self._mesh
         is_new = self._mesh[1:] != (peers, shares)
-        if is_new:
-            self._mesh = secrets.token_hex(16), peers, shares
+        self._mesh = mesh if mesh and known == peers else secrets.token_hex(16), peers, shares
         train = all(task.kind == "train" for task in tasks.values())
         everybody = set(range(len(peers))) if train else set[int]()
         self._round = Round(tasks, {worker: set(everybody) for worker in peers})
@@ -170,9 +167,9 @@ class Owners:
         return {worker: with_peers(together.get(worker), way) for worker, way in ways.items()}
 
     def _peers(self, asks: Sequence[Ask], together: Mapping[str, Way]) -> dict[str, Task]:
-        """Return one worker of each host, which sends for itself or for others as well, and its task."""
+        """Return one worker of each host, which sends for others as well if any does, and its task."""
         peers: dict[str | None, Ask] = {}
-        for worker, task in asks:
+        for worker, task in sorted(asks, key=lambda ask: not isinstance(together.get(ask[0]), Joint)):
             if self.may_reduce(worker) and worker not in self._alone and not isinstance(together.get(worker), Via):
                 peers.setdefault(urlsplit(worker).hostname, (worker, task))
         return dict(peers.values())
@@ -229,10 +226,10 @@ class Owners:
 
     def end(self) -> None:
         """End the round: whoever has answered and is owed something is free again, with nothing to add."""
-        if self._round is not None:
-            for peer in list(self._round.answers):
-                self._complete += self._round.withdraw(peer)
-        self._round = None
+        round, self._round = self._round, None
+        if round is not None:
+            held = [*round.answers.items(), *chain.from_iterable(round.passed.values())]
+            self._complete += [(worker, Answer(answer.task, (), 0.0)) for worker, answer in held]
 
     # -- what is to be done ---------------------------------------------------------------------------------------
 

@@ -136,4 +136,5 @@ class Passing:
                     return
                 if decode_mark(line.receive(SILENCE)[0]) == (SENT, answer.task):
                     return
+                self._channel.send(encode_mark(WAITS, answer.task))
         raise TimeoutError("nothing is heard of the worker that sends for this one")

@@ -66,12 +66,12 @@ class Member:
     channel
         The driver's connection.
     meet
-        Returns lines to the peers that can be had.
+        Returns lines to the peers that can be had, and calls a function now and then meanwhile.
     stream
         What gradients are like, and parameters.
     """
 
-    def __init__(self, channel: Channel, meet: Callable[[Sharded], Lines], stream: Stream) -> None:
+    def __init__(self, channel: Channel, meet: Callable[[Sharded, Callable[[], None]], Lines], stream: Stream) -> None:
         self._channel, self._meet, self._stream = channel, meet, stream
         self._rising = Rising(stream.shards, self._send)
         self._parameters = np.empty(stream.cut.numbers, dtype=stream.dtype)
@@ -90,7 +90,7 @@ class Member:
         way = self._way
         if self._mesh != way.mesh:
             self.close()
-            self._lines = self._meet(way)
+            self._lines = self._meet(way, meanwhile)
             self._mesh = way.mesh
         self._rising.start(self._stream.cut, self._parameters.dtype, tops(way.tasks, self._stream.shards))
         owned = {place: set(self._stream.cut.owned(place, len(way.peers))) for place in range(len(way.peers))}
@@ -214,6 +214,10 @@ class Member:
                 meanwhile()
                 called = now
             self._serve(LOOK)
+
+    def fileno(self) -> int:
+        """Return what can be read from when there is something to serve."""
+        return self._lines.fileno()
 
     def serve(self) -> None:
         """Send and take what can be at once."""
