@@ -113,19 +113,22 @@ def test_whoever_first_comes_late_has_them_all_the_same(
     assert late.sent() == []
 
 
+@pytest.mark.parametrize("ended", [True, False])
 def test_whoever_came_before_and_does_not_now_is_not_taken_for_another(
-    strangers: Callable[..., list[Peer]], monkeypatch: pytest.MonkeyPatch
+    strangers: Callable[..., list[Peer]], ended: bool
 ) -> None:
     first, before, new = strangers((0, 4), (4, 8), (4, 8))
     all_at_once(*give([first, before], [(0, 4), (4, 8)]))
-    all_at_once(first.compute, before.compute)
-    of_first, of_new = give([first, new], [(0, 4), (4, 8)])
+    if ended:
+        all_at_once(first.compute, before.compute)
     with ThreadPoolExecutor(1) as threads:
-        giving = threads.submit(of_first)
+        giving = threads.submit(again, first, 1)
         assert not wait([giving], 0.3).done, "it waits for the new one"
-        of_new()
+        task, way = replace(TASK, start=4, stop=8, round=1), Via(first.together.meeting.gate, given=True)
+        _, parameters = new.together.begin(task, way, PARAMETERS[:0], None)
         giving.result(PATIENCE)
-    assert held(new) == PARAMETERS.tobytes()
+    assert parameters is not None
+    assert parameters.tobytes() == (PARAMETERS + 1).tobytes()
 
 
 def lacks(worker: Peer) -> bool:

@@ -214,6 +214,14 @@ def test_peers_must_be_told_of_each_other_once(peers: Callable[..., list[Peer]])
         worker.begin()
 
 
+def test_of_another_round_nothing_is_sent_again(peers: Callable[..., list[Peer]]) -> None:
+    workers = peers(*SHARES)
+    all_at_once(*(worker.round for worker in workers))
+    assert workers[0].sent()
+    workers[0].member.send_again(replace(workers[0].task, round=1), [0, 1, 2])
+    assert (workers[0].sent(), [header["mark"] for header in workers[0].headers]) == ([], [SENT_AGAIN])
+
+
 def test_parameters_are_dealt_to_owners() -> None:
     sent: list[int] = []
     for place in range(3):

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
+from typing import Any
 from urllib.parse import urlsplit
 
 import dask
@@ -14,9 +16,13 @@ from distributed import Client, Worker
 
 import dasktrain as dt
 from dasktrain.cut import Cut, small_for
+from dasktrain.messages import Answer, Header, Task
 from dasktrain.wire import dask as on_dask
 from dasktrain.wire import together
+from dasktrain.wire.owners import Owners
+from dasktrain.wire.parties import Ask
 from dasktrain.wire.shared import POSSIBLE
+from dasktrain.wire.ways import Way
 from tests.cluster import test_sharded
 from tests.cluster.test_sharded import NUMBERS, ROUNDS, SHARDS, Notes, cluster_of, fit, made
 from tests.cluster.test_shared_memory import eventually, held_by_workers, pids
@@ -89,6 +95,53 @@ def test_one_that_is_struck_in_a_round_changes_no_bit(
         with suppress(ProcessLookupError):  # it was killed
             os.kill(struck, signal.SIGCONT)
     assert not once(), "nobody was struck"
+
+
+def answer_late(once: Once, pause: float) -> None:
+    """Have this worker deliver its peers' sums, once, but tell the driver of that only after a while."""
+    from dasktrain.wire.sharded import Member
+
+    finish = Member.finish
+
+    def late(member: Member, *given: Any) -> Header:
+        header = finish(member, *given)
+        if once():
+            Event().wait(pause)
+        return header
+
+    Member.finish = late  # type: ignore[method-assign]
+
+
+def test_what_a_lost_one_had_passed_on_is_asked_anew(
+    remote: Client, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed when its answers wait for another to tell what it has delivered."""
+    processes, lost, asked = remote.run(os.getpid), list[Ask](), list[Ask]()
+    first, _, other, _ = sorted(processes)
+    passed, forget, post = Owners.passed, Owners.forget, on_dask.DaskWire._post
+
+    def killing(owners: Owners, peer: str, worker: str, answer: Answer) -> bool:
+        counts = passed(owners, peer, worker, answer)
+        if peer == first and not counts and not lost:
+            os.kill(processes[first], signal.SIGKILL)
+        return counts
+
+    def noted(owners: Owners, worker: str) -> list[Ask]:
+        found = forget(owners, worker)
+        lost.extend(found)
+        return found
+
+    def posting(wire: on_dask.DaskWire, worker: str, task: Task, way: Way) -> None:
+        asked.append((worker, task))
+        post(wire, worker, task, way)
+
+    monkeypatch.setattr(on_dask.DaskWire, "_post", posting)
+    monkeypatch.setattr(Owners, "passed", killing)
+    monkeypatch.setattr(Owners, "forget", noted)
+    remote.run(answer_late, Once(tmp_path), 1.0, workers=[other])
+    assert fit(remote, made(), reduction="sharded").digest == wanted
+    assert [task.start for _, task in lost] == [1]
+    assert asked.count(lost[0]) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
