@@ -207,7 +207,7 @@ def run(rounds: int, mbit: int, workers_per_host: int) -> None:
     with tempfile.TemporaryDirectory() as folder, connected(DRIVER, *WORKERS) as network:
         found = measured(network, Path(folder), rounds, mbit, workers_per_host)
     name = "network" if workers_per_host == 1 else f"network-{workers_per_host}-workers-per-host"
-    write(name, {"rounds": rounds, **figures(found, mbit)})
+    write(name if mbit == MBIT else f"{name}-{mbit}-mbit", {"rounds": rounds, **figures(found, mbit)})
 
 
 PARTS = {"drive": drive, "drain": drain}
