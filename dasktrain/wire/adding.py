@@ -25,7 +25,7 @@ from dasktrain.messages import (
     encode_reply,
 )
 from dasktrain.reduce import Node, subtrees
-from dasktrain.wire import passing
+from dasktrain.wire import passing, sharded
 from dasktrain.wire.channel import Channel, Message, readable
 from dasktrain.wire.gate import Gate
 from dasktrain.wire.passing import COMES, SENT, WAIT
@@ -33,8 +33,8 @@ from dasktrain.wire.sharded import Member
 from dasktrain.wire.shared import SharedChannel, Store
 from dasktrain.wire.ways import Joint, whole
 
-#: whoever adds waits for the others as long again as it worked itself, and at least so many seconds; as many for
-#: those to come that it is to give parameters
+#: whoever adds waits for the others as long again as it worked itself, giving them parameters and computing, and at
+#: least so many seconds; as many for those to come that it is to give them to
 LEAST = 0.5
 #: what the header of another worker's answer has, which is passed on to the driver
 PASSED = "passed"
@@ -52,6 +52,7 @@ class Adding:
         self._member: Member | None = None  # among peers that sums are for
         self._can_give = False  # whether parameters are laid out
         self._given: set[SharedChannel] = set()  # who has been given them
+        self._began = 0.0  # when, on the monotonic clock, there was something to compute
         self._signed = 0.0  # when, on the monotonic clock, others were last told to wait on
 
     def begin(self, task: Task, way: Joint, parameters: Vector, member: Member | None) -> Vector | None:
@@ -72,6 +73,7 @@ class Adding:
             if known is None:
                 return None
             parameters = known
+        self._began = monotonic()
         if way.gives:
             self._give(parameters)
         return parameters
@@ -108,7 +110,7 @@ class Adding:
             return
         if isinstance(reply, Answer):
             self._add_nothing(reply)
-            self._await_others(max(LEAST, reply.seconds))
+            self._await_others()
         elif self._member is not None:
             self._fail(reply, self._member)
             return
@@ -140,9 +142,10 @@ class Adding:
         partials = [each.partials for each in (answer, *self._answers.values())]
         return replace(answer, task=self._joint, partials=tuple(chain.from_iterable(partials)))
 
-    def _await_others(self, seconds: float) -> None:
-        """Wait for all that is to come, half as long if peers wait, too; or until the driver is gone."""
-        deadline = monotonic() + (seconds if self._member is None else max(LEAST, seconds / 2))
+    def _await_others(self) -> None:
+        """Wait for all that is to come, half as long as peers would; or until the driver is gone."""
+        worked = monotonic() - self._began
+        deadline = monotonic() + (max(LEAST, worked) if self._member is None else max(sharded.SILENCE, worked) / 2)
         while self._awaited and (rest := deadline - monotonic()) > 0 and not self._channel.readable(0):
             if self._member is None:
                 self._hear(min(rest, passing.SIGN))
