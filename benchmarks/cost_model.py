@@ -1,4 +1,4 @@
-"""What dt.plan_cluster predicts of a round, and what it takes: 1 to 8 workers on hosts of their own, flat and sharded.
+"""What dt.plan_cluster predicts of a round, and what it takes: 1 to 8 workers on hosts of their own, each way.
 
 Hosts are network namespaces whose links are shaped, see benchmarks/network.py. All workers compute on the cores of this
 machine, so that the model is given what as many workers take to compute that share the driver's memory, and what the
@@ -26,7 +26,7 @@ import dasktrain as dt
 from benchmarks.measure import spread, write
 from benchmarks.network import CLASSES, DRIVER, INPUTS, PATIENCE, said, started
 from benchmarks.problems import mlp
-from dasktrain.topology import FEWEST
+from dasktrain.topology import AMONG, FEWEST
 from tests.network.hosts import Network, connected, missing
 
 WORKERS = ("amy", "bob", "cat", "dan", "eve", "fay", "gus", "hal")
@@ -59,7 +59,7 @@ def drive(scheduler: str, rounds: int, width: int) -> list[dict[str, Any]]:
                     "workers": workers,
                     "local": train(near, workers, rounds, width, "auto"),
                     "flat": train(far, workers, rounds, width, "flat"),
-                    **({"sharded": train(far, workers, rounds, width, "sharded")} if workers >= FEWEST else {}),
+                    **{way: train(far, workers, rounds, width, way) for way in AMONG if workers >= FEWEST},
                 }
             )
             for client in (near, far):
@@ -101,7 +101,7 @@ def compared(found: list[dict[str, Any]], width: int, mbit: int) -> list[dict[st
     """Compare what was predicted with what was measured, by workers and ways."""
     rows = []
     for measured in found:
-        for way in ("flat", "sharded"):
+        for way in ("flat", *AMONG):
             if way in measured:
                 plan = predicted(measured["workers"], measured["local"], width, mbit, way)
                 seconds = [record["seconds"] for record in measured[way]]

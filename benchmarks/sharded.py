@@ -1,4 +1,4 @@
-"""Rounds of four workers on hosts of their own, flat and sharded by turns: every link 1 Gbit/s, 25M parameters.
+"""Rounds of four workers on hosts of their own, each way by turns: every link 1 Gbit/s, 25M parameters.
 
 Hosts are network namespaces, see benchmarks/network.py. *wire time* is what a round takes longer than the same round of
 as many workers that share the driver's memory, on the same cores. *bytes of a link* are those of an interface in both
@@ -25,10 +25,12 @@ from torch import nn
 import dasktrain as dt
 from benchmarks.measure import spread, write
 from benchmarks.network import CLASSES, DRIVER, INPUTS, MBIT, PATIENCE, model, said, started
+from dasktrain.topology import AMONG
 from tests.network.hosts import Network, connected, missing
 
-HOSTS = ("amy", "bob", "cat", "dan")
-WAYS = ("flat", "sharded")
+HOSTS = ("amy", "bob", "cat", "dan", "eve", "fay", "gus", "hal")
+USUAL = 4
+WAYS = ("flat", *AMONG)
 ROUNDS, WARM, TURNS = 5, 2, 2
 
 
@@ -120,10 +122,11 @@ def figures(found: dict[str, Any], hosts: int, each: int, mbit: int) -> dict[str
         **{f"wire time, {way}, s": round(wire[way], 3) for way in WAYS},
         **{f"bytes of the driver's link / parameters, {way}": mean(found[way]["driver"], size) for way in WAYS},
         **{f"bytes of a worker's link / parameters, {way}": mean(found[way]["worker"], size) for way in WAYS},
-        "a round, sharded / flat": round(
-            np.median(found["sharded"]["seconds"]) / np.median(found["flat"]["seconds"]), 3
-        ),
-        "wire time, sharded / flat": round(wire["sharded"] / wire["flat"], 3),
+        **{
+            f"a round, {way} / flat": round(np.median(found[way]["seconds"]) / np.median(found["flat"]["seconds"]), 3)
+            for way in AMONG
+        },
+        **{f"wire time, {way} / flat": round(wire[way] / wire["flat"], 3) for way in AMONG},
         "digests of all, one process among them": len(found["digests"]),
         "auto": found["told"],
         "goal": "wire time, sharded / flat <= 0.5; one digest",
@@ -143,7 +146,7 @@ def run(rounds: int, mbit: int, hosts: int, workers_per_host: int) -> None:
     names = HOSTS[:hosts]
     with tempfile.TemporaryDirectory() as folder, connected(DRIVER, *names) as network:
         found = measured(network, Path(folder), rounds, names, mbit, workers_per_host)
-    usual = (hosts, workers_per_host, mbit) == (len(HOSTS), 1, MBIT)
+    usual = (hosts, workers_per_host, mbit) == (USUAL, 1, MBIT)
     name = "sharded" if usual else f"sharded-{hosts}-hosts-of-{workers_per_host}-{mbit}-mbit"
     write(name, {"rounds": rounds, "turns": TURNS, **figures(found, hosts, workers_per_host, mbit)})
 
@@ -155,6 +158,6 @@ if __name__ == "__main__":
         parser = ArgumentParser(description=__doc__)
         parser.add_argument("--rounds", type=int, default=ROUNDS)
         parser.add_argument("--mbit", type=int, default=MBIT)
-        parser.add_argument("--hosts", type=int, choices=range(2, len(HOSTS) + 1), default=len(HOSTS))
+        parser.add_argument("--hosts", type=int, choices=range(2, len(HOSTS) + 1), default=USUAL)
         parser.add_argument("--workers-per-host", type=int, default=1)
         run(**vars(parser.parse_args()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,12 +13,12 @@ from dasktrain.accumulate import Accumulator, Gradients, Sum, add, parts, put
 from dasktrain.cut import Cut
 from dasktrain.errors import NonFinite, ReductionError
 from dasktrain.messages import Bucket, Partial, Task, Vector
-from dasktrain.reduce import NOT_FINITE, Each, Node, is_finite, siblings
+from dasktrain.reduce import NOT_FINITE, Each, Node, holds, is_finite, siblings
 from dasktrain.vector import Layout
 
 
 class Outgoing:
-    """On a worker: sends a node's sum bucket by bucket, while the last gradients of it are being computed.
+    """On a worker: sends a node's sum bucket by bucket, as a rule while the last gradients of it are being computed.
 
     Backward goes from the last layer to the first, and so do buckets (Li et al., PyTorch Distributed, 2020,
     https://arxiv.org/abs/2006.15704, section 3.2.3).
@@ -44,16 +45,32 @@ class Outgoing:
         accumulator: Accumulator,
         send: Callable[[Bucket], None],
     ) -> None:
-        self._parameters, self._accumulator, self._send = parameters, accumulator, send
-        self.cut = cut = Cut(layout.size, bucket)
+        self._parameters, self._layout, self._accumulator, self._send = parameters, layout, accumulator, send
+        self.cut = Cut(layout.size, 0)
+        self.recut(bucket)
+
+    def recut(self, bucket: int) -> None:
+        """Have buckets of so many numbers from the next node on."""
+        if bucket == self.cut.bucket:
+            return
+        self.cut = cut = Cut(self._layout.size, bucket)
         self._places = [cut.place(offset) for offset in cut.offsets]
         #: buckets that each parameter lies in
-        self._within = [range(place.start // bucket, -(-place.stop // bucket)) for place in layout.places.values()]
+        self._within = [
+            range(place.start // bucket, -(-place.stop // bucket)) for place in self._layout.places.values()
+        ]
 
     @property
     def worthwhile(self) -> bool:
         """Whether there is more than one bucket."""
         return len(self._places) > 1
+
+    def sent(self, task: Task, partial: Partial) -> Partial:
+        """Send the sum of a node that is known, the last bucket first as well; return what is left of it."""
+        if partial.vector is not None:
+            for bucket in reversed(self._places):
+                self._send(Bucket(task, partial.start, partial.stop, bucket.start, partial.vector[bucket]))
+        return replace(partial, vector=None)
 
     def begin(self, task: Task, node: Node, lefts: Sequence[Sum]) -> None:
         """Begin with a node: the sum of `lefts`, each to be added to all that is right of it, and a last shard."""
@@ -173,9 +190,9 @@ class Rising:
         """Take a part of the sum of a node, None if it is that of nothing, and go up while the sibling is here."""
         above = siblings(*node, self._shards)
         nodes = self._sums.setdefault(offset, {})
-        if any(_holds(other, node) for other in nodes):
+        if any(holds(other, node) for other in nodes):
             return
-        for inner in [other for other in nodes if _holds(node, other)]:
+        for inner in [other for other in nodes if holds(node, other)]:
             self._forget(nodes.pop(inner))
         ours = False
         for sibling, parent in above:
@@ -281,7 +298,3 @@ class Incoming(Rising):
         place[:] = 0 if values is None else values
         if not is_finite(place):  # never the other way round: another thread may have found that
             self._finite = False
-
-
-def _holds(outer: Node, inner: Node) -> bool:
-    return outer[0] <= inner[0] and inner[1] <= outer[1]

@@ -125,6 +125,9 @@ class Candidates:
     def stream(self) -> None:
         """Nothing: gradients of several are not sent in buckets."""
 
+    def recut(self, bucket: int) -> None:
+        """Return nothing."""
+
     def ahead(self, task: Task) -> None:
         """Gather the rows of the training round after `task`."""
         for gathered in self._gathered:

@@ -11,7 +11,7 @@ step         the driver's reducing and stepping, after the last answer; once in 
 
 one after another: what of a gradient is sent while the last of it is computed is not counted, nor are rounds in which a
 worker dies. Flat, a round of a given batch is quickest near ``W = sqrt(T B / 2 P)`` workers, T the compute of one, and
-takes longer with each further one.
+takes longer with each further one. Where workers reduce among themselves it hardly does.
 """
 
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ import pandas as pd
 
 from dasktrain.errors import BadInput
 from dasktrain.fleet import default_shards
-from dasktrain.topology import Links, Reduction, bucket_of
+from dasktrain.topology import Links, Reduction
 
 if TYPE_CHECKING:
     from torch import nn
 
-Topology = Literal["flat", "host pre-reduce", "sharded"]
+Topology = Literal["flat", "host pre-reduce", "sharded", "tree"]
 #: bytes of a parameter, which is float32
 WIDTH = 4
 #: the part of a link's bits that is no header: of TCP's 1,538 bytes on the wire for each full frame of Ethernet
@@ -77,10 +77,11 @@ class ClusterPlan:
         """The way that parameters and gradients travel.
 
         ``"flat"``: each worker has its own from the driver, and sends it a gradient. ``"host pre-reduce"``: likewise,
-        and workers of one host send one gradient. ``"sharded"``: workers reduce among themselves.
+        and workers of one host send one gradient. ``"sharded"``: hosts reduce among themselves, each a part of the
+        gradient. ``"tree"``: likewise, each what some others sum.
         """
-        if self._way == "sharded":
-            return "sharded"
+        if (way := self._way) == "sharded" or way == "tree":
+            return way
         return "host pre-reduce" if self._links.hosts < self._links.workers else "flat"
 
     @property
@@ -88,8 +89,8 @@ class ClusterPlan:
         busy = min(self.workers, self._shards)  # the others are spares
         hosts = ceil(busy / self.workers_per_host)
         rate = self.bandwidth / 8 * PAYLOAD
-        bucket = bucket_of(self.reduction, busy, hosts, self.parameters, WIDTH)
-        return Links(busy, hosts, WIDTH * self.parameters, WIDTH * bucket, rate)
+        links = Links(busy, hosts, self._shards, WIDTH * self.parameters, WIDTH, rate)
+        return links.cut(self.reduction, WIDTH)
 
     @property
     def _way(self) -> Reduction:
@@ -110,7 +111,7 @@ class ClusterPlan:
     @property
     def wire(self) -> float:
         """Seconds of a round that parameters and gradients travel; with several `steps`, the mean of as many rounds."""
-        return float(getattr(self._links, self._way)) / self.steps
+        return self._links.seconds(self._way) / self.steps
 
     @property
     def step(self) -> float:
@@ -221,7 +222,7 @@ def plan_cluster(
 
     Examples
     --------
-    >>> plan = plan_cluster(25e6, worker_rows_per_second=200, batch_size=4096, bandwidth=10e9)
+    >>> plan = plan_cluster(25e6, worker_rows_per_second=200, batch_size=4096, bandwidth=1e9)
     >>> plan.topology, plan.workers
     ('sharded', 128)
     """

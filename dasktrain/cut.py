@@ -4,10 +4,8 @@ from dataclasses import dataclass
 
 #: numbers in a bucket, at most: 4 MB of float32, 30 ms of 1 Gbit/s
 SIZE = 1 << 20
-#: and at least, where that depends on who owns them: as many as are worth a message
+#: and at least: as many as are worth a message
 LEAST = 1 << 14
-#: buckets that each owner is to have, so that none carries much more than another
-TURNS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,9 @@ class Cut:
         return offset // self.bucket % peers
 
 
-def small_for(numbers: int, owners: int) -> int:
-    """Return how few numbers, a power of two, a bucket has if so many are to own some of a vector."""
-    share = numbers // (TURNS * owners)
-    return min(SIZE, max(LEAST, 1 << share.bit_length() >> 1))
+def sizes() -> list[int]:
+    """Return how many numbers a bucket may have, the most first: half as many each."""
+    found = [SIZE]
+    while found[-1] // 2 >= LEAST:
+        found.append(found[-1] // 2)
+    return found

@@ -11,7 +11,7 @@ from dasktrain.errors import BadInput, ModelError
 from dasktrain.messages import State, Vector
 from dasktrain.players import Players
 from dasktrain.state import TrainState
-from dasktrain.topology import Reduction
+from dasktrain.topology import AMONG, Reduction
 from dasktrain.vector import Memory, tensor_in
 
 NOTHING: Vector = np.empty(0, dtype=np.uint8)
@@ -95,7 +95,8 @@ def check_compression(state: TrainState, players: Players, reduction: Reduction)
             f"Parameters must be float32 or narrower where payloads are compressed, however some are "
             f"{state.parameters.vector.dtype}; leave compression out"
         )
-    if reduction == "sharded":
+    if reduction in AMONG:
         raise BadInput(
-            'Compressed payloads must be reduced by the driver, however reduction is "sharded"; leave one of them out'
+            f'Compressed payloads must be reduced by the driver, however reduction is "{reduction}"; leave one of them '
+            "out"
         )

@@ -199,6 +199,33 @@ def decode_part(header: Header, frames: Sequence[Any]) -> tuple[Task, int, Vecto
     return _task(header["task"]), of_kind(int, header["part"]), _array(values, header["dtype"])
 
 
+def encode_end(task: Task, ended: Sequence[tuple[int, int]], nothing: Sequence[tuple[int, int]]) -> Header:
+    """Turn the nodes of which no buckets follow, and those that are the sum of nothing, into a header."""
+    return {"ended": list(ended), "nothing": list(nothing), "task": _plain(task)}
+
+
+@reading()
+def decode_end(header: Header) -> tuple[Task, list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return what nodes are of, those of which no buckets follow, and those that are the sum of nothing."""
+    ended, nothing = (
+        [(of_kind(int, start), of_kind(int, stop)) for start, stop in header[name]] for name in ("ended", "nothing")
+    )
+    return _task(header["task"]), ended, nothing
+
+
+def encode_cut(bucket: int) -> Header:
+    """Turn how many numbers a bucket is to have into a header."""
+    return {"bucket": bucket}
+
+
+@reading()
+def decode_cut(header: Header) -> int:
+    """Return how many numbers a bucket is to have."""
+    if (bucket := of_kind(int, header["bucket"])) < 1:
+        raise ValueError(f"a bucket has {bucket} numbers")
+    return bucket
+
+
 def encode_attach(task: Task, replica: bytes, keys: bytes) -> tuple[Header, list[bytes]]:
     """Turn the task that a lease is to get ready for, its replica and its keys, both packed, into its first message."""
     return {"stage": _plain(task)}, [replica, keys]

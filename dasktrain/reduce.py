@@ -83,6 +83,16 @@ def siblings(start: int, stop: int, shards: int) -> list[tuple[Node, Node]]:
     return found[::-1]
 
 
+def lineage(node: Node, shards: int) -> list[Node]:
+    """Return a node and those above it, up to the root of the tree over `shards` leaves."""
+    return [node, *(parent for _, parent in siblings(*node, shards))]
+
+
+def holds(outer: Node, inner: Node) -> bool:
+    """Whether all shards of a node are another's."""
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
 def fold(start: int, stop: int, leaf: Leaf[T], add: Callable[[T, T], T]) -> T | None:
     """Sum the leaves of node [start, stop), holding at most log2(stop - start) + 1 sums at once.
 

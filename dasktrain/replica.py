@@ -115,8 +115,7 @@ class Replica:
         """Return what sends gradients in buckets, if there can be several."""
         layout = self._parameters.gradient
         outgoing = Outgoing(self._trainable[: len(layout.shapes)], layout, self.job.bucket, self._accumulator, send)
-        early = self.job.strategy.is_gradient and self.job.compression is None and not self._device.is_gpu
-        return outgoing if outgoing.worthwhile and early else None
+        return outgoing if outgoing.worthwhile and self.job.compression is None else None
 
     @property
     def stream(self) -> Stream | None:
@@ -125,6 +124,12 @@ class Replica:
             return None
         dtype = str(self._parameters.vector.dtype).removeprefix("torch.")
         return Stream(self.job.plans["train"].shards, self._outgoing.cut, dtype)
+
+    def recut(self, bucket: int) -> Stream | None:
+        """Have buckets of so many numbers, if gradients are sent in any; return what gradients are like then."""
+        if self._outgoing is not None:
+            self._outgoing.recut(bucket)
+        return self.stream
 
     def ahead(self, task: Task) -> None:
         """Gather the rows of the training round after `task`, as if the same shards will be asked for."""
@@ -257,8 +262,10 @@ class Replica:
         return packer.partial(start, stop, fold(start, stop, leaf, packer.add))
 
     def _in_buckets(self, task: Task, start: int, stop: int) -> Partial:
-        """Sum a node of the tree, and send its gradient meanwhile; the rows of tables come with the answer."""
+        """Sum a node of the tree, and send its gradient, meanwhile if it can; tables' rows come with the answer."""
         assert self._outgoing is not None
+        if self._device.is_gpu or not self.job.strategy.is_gradient:
+            return self._outgoing.sent(task, self._at_once(task, start, stop))
         found = [fold(*left, partial(self._train, task), self._accumulator.add) for left in spine(start, stop)]
         lefts = [left for left in found if left is not None]
         self._outgoing.begin(task, (start, stop), lefts)

@@ -30,6 +30,7 @@ from dasktrain.plan import Plan
 from dasktrain.prepared import Prepared, told_plainly
 from dasktrain.result import Result
 from dasktrain.shipping import pack, shipped
+from dasktrain.topology import AMONG
 from dasktrain.trainer import Trainer, Where, check_sources, driven, settings_of, wire_of
 from dasktrain.vector import plain_memory
 from dasktrain.wire import Wire
@@ -156,8 +157,10 @@ def search(
     plain = known_keywords(settings_of)(**settings)
     if plain.resume is not None:
         raise BadInput("A search must start anew, however resume is given; resume a fit of the best candidate instead")
-    if plain.reduction == "sharded":
-        raise BadInput('Candidates must be reduced by the driver, however reduction is "sharded"; leave it out')
+    if plain.reduction in AMONG:
+        raise BadInput(
+            f'Candidates must be reduced by the driver, however reduction is "{plain.reduction}"; leave it out'
+        )
     fittings = [_fitting(make, candidate, data, validation, plain) for candidate in given]
     if len({fitting.fold is None for fitting in fittings}) > 1:
         raise BadInput("Every candidate must have a fold or none, however only some have; give the others one")

@@ -8,6 +8,8 @@ flat        ``2 H P / B + (W + H) a``                            parameters to e
                                                                  all through the driver's link
 sharded     ``(out + back) / B + (2 H k + W - H) a``             a link carries P in each direction and phase, and waits
                                                                  for the first bucket and the last
+tree        ``2 c (P + D b) / B + (2 c n + W - H) a``            a host has c neighbours below it, and D = ceil(log2 H)
+                                                                 levels pass a bucket on, of ``n = ceil(P / b)``
 ==========  ===================================================  ====================================================
 
 Owners, one worker of each host, take turns, ``k = ceil(P / H b)`` of them; in the last turn r bytes are left, so that
@@ -16,24 +18,32 @@ either the driver's link is busy to the end and the last bucket is then passed o
 busiest owner passes on: ``out = max(P + (H - 1) b, H b + q)``. Of the gradient, either the first sums have risen and
 the driver's link is busy from then on, or the busiest owner's have, and the last turn's follow: ``back = max(P +
 (H - 1) b, q + r)``.
+
+Along the tree a host takes in two sums, its own aside, and sends two, its own and theirs; it gives two others the
+parameters: ``c = min(2, H - 1)``, or one where there are three shards. In both phases buckets follow each other at ``c
+b / B`` from level to level.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
 from dasktrain import cut
 
 #: how parameters and gradients travel, as far as somebody can choose
-Reduction = Literal["auto", "flat", "sharded"]
+Reduction = Literal["auto", "flat", "sharded", "tree"]
+#: those of them in which workers reduce among themselves
+AMONG: tuple[Reduction, ...] = ("sharded", "tree")
 #: seconds that a message costs its sender, on the safe side: handing a small one to the system takes 30 us of them
 MESSAGE = 2e-4
 #: hosts that can reduce among themselves
 FEWEST = 2
-#: of what flat takes, what sharded must save: what nobody notices is not worth more connections
+#: of what flat takes, what others must save: what nobody notices is not worth more connections
 GAIN = 0.1
 #: bytes a second of links on which messages are nothing beside bytes: where sharding pays on any, it does on those
 SLOW = 1.0
+#: and of links that nobody has measured
+USUAL = 1.25e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,8 @@ class Links:
     ----------
     workers, hosts : int
         How many.
+    shards : int
+        Leaves of the tree of sums.
     size, bucket : int
         Bytes of the parameters and of a bucket of them.
     rate : float
@@ -52,6 +64,7 @@ class Links:
 
     workers: int
     hosts: int
+    shards: int
     size: int
     bucket: int
     rate: float
@@ -74,23 +87,39 @@ class Links:
         return (out + back) / self.rate + messages * MESSAGE
 
     @property
-    def can_shard(self) -> bool:
-        """Whether there is something to own for several hosts."""
+    def tree(self) -> float:
+        """Seconds of a round if each host adds up what two others sum, and gives two the parameters."""
+        below, levels = min(2, self.hosts - 1, max(1, self.shards // 2)), (self.hosts - 1).bit_length()
+        messages = 2 * below * ceil(self.size / self.bucket) + self.workers - self.hosts
+        return 2 * below * (self.size + levels * self.bucket) / self.rate + messages * MESSAGE
+
+    @property
+    def can_share(self) -> bool:
+        """Whether there is something to do for several hosts."""
         return self.hosts >= FEWEST and self.size > (FEWEST - 1) * self.bucket
 
+    def seconds(self, reduction: Reduction) -> float:
+        """Return how long a round takes by one of the ways there are."""
+        return {"flat": self.flat, "sharded": self.sharded, "tree": self.tree}[reduction]
+
     def best(self, reduction: Reduction) -> Reduction:
-        """Return "flat" or "sharded": what was asked for if that can be, or what takes less time."""
-        if reduction == "flat" or not self.can_shard:
+        """Return "flat", "sharded" or "tree": what was asked for if that can be, or what takes least time."""
+        if reduction == "flat" or not self.can_share:
             return "flat"
-        return "sharded" if reduction == "sharded" or self.sharded < (1 - GAIN) * self.flat else "flat"
+        if reduction in AMONG:
+            return reduction
+        quickest = min(AMONG, key=self.seconds)
+        return quickest if self.seconds(quickest) < (1 - GAIN) * self.flat else "flat"
 
+    def cut(self, reduction: Reduction, width: int) -> "Links":
+        """Return the same with that bucket, of numbers of so many bytes each, with which a round takes least.
 
-def bucket_of(reduction: Reduction, workers: int, hosts: int, numbers: int, width: int) -> int:
-    """Return how many numbers a bucket of a run has, each of so many bytes.
+        Fewer cost fewer messages; among more, hosts own parts more alike, and the first one arrives earlier. What was
+        asked for is not made impossible.
+        """
 
-    Where rounds will be sharded, if only on slow links, they are as few as let each host own some; elsewhere as many as
-    can be, since each costs a message.
-    """
-    small = cut.small_for(numbers, hosts)
-    links = Links(workers, hosts, width * numbers, width * small, SLOW)
-    return small if links.best(reduction) == "sharded" else cut.SIZE
+        def cost(links: Links) -> tuple[bool, float]:
+            best = links.best(reduction)
+            return reduction in AMONG and best != reduction, links.seconds(best)
+
+        return min((replace(self, bucket=width * numbers) for numbers in cut.sizes()), key=cost)

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ from torch import nn
 import dasktrain as dt
 from dasktrain.capacity import COLUMNS, MOST, PAYLOAD, WIDTH, ClusterPlan
 from dasktrain.cli import main
-from dasktrain.cut import small_for
 from dasktrain.errors import BadInput
 from dasktrain.fleet import default_shards, shares
 from dasktrain.messages import State, Task
-from dasktrain.topology import GAIN, MESSAGE, Links
-from dasktrain.wire.owners import Owners
+from dasktrain.topology import AMONG, GAIN, MESSAGE, Links, Reduction
+from dasktrain.wire.peers import Peers
+from dasktrain.wire.ways import Among
 
 PAGE = Path(__file__).parents[1] / "docs" / "capacity.md"
 GIGABIT = 1e9
@@ -47,7 +47,7 @@ def plans(draw: st.DrawFn) -> ClusterPlan:
         workers_per_host=draw(st.integers(1, 64)),
         shards=draw(st.none() | st.integers(1, 4096)),
         steps=draw(st.integers(1, 1000)),
-        reduction=draw(st.sampled_from(("auto", "flat", "sharded"))),
+        reduction=draw(st.sampled_from(get_args(Reduction))),
     )
 
 
@@ -62,10 +62,10 @@ def test_more_bandwidth_never_takes_longer(plan: ClusterPlan, more: float) -> No
 
 @given(plans())
 def test_auto_is_the_best_of_all_ways_but_for_what_nobody_notices(plan: ClusterPlan) -> None:
-    auto, flat, sharded = (replace(plan, reduction=way) for way in ("auto", "flat", "sharded"))
+    auto, flat, sharded, tree = (replace(plan, reduction=way) for way in ("auto", "flat", "sharded", "tree"))
     assert auto.wire <= flat.wire
-    assert (1 - GAIN) * auto.wire <= sharded.wire
-    assert auto.seconds in (flat.seconds, sharded.seconds)
+    assert (1 - GAIN) * auto.wire <= min(sharded.wire, tree.wire)
+    assert auto.seconds in (flat.seconds, sharded.seconds, tree.seconds)
 
 
 @given(plans(), st.integers(1, MOST))
@@ -92,13 +92,20 @@ def test_the_busiest_worker_has_the_shards_that_a_run_gives_it(plan: ClusterPlan
 @given(st.integers(1, 1 << 28), st.integers(1, 64), st.floats(1e6, 1e12))
 def test_a_run_reduces_as_it_is_planned(parameters: int, workers: int, bandwidth: float) -> None:
     plan = dt.plan_cluster(parameters, 1.0, 1, bandwidth, workers)
-    owners = Owners()
+    peers = Peers()
     addresses = [f"tcp://10.0.0.{worker}:9" for worker in range(workers)]
     for address in addresses:
-        owners.add(address, bandwidth / 8 * PAYLOAD)
-    owners.choose("auto", State(np.broadcast_to(np.float32(0), parameters), np.empty(0, np.uint8)), addresses)
-    ways = owners.ways([(address, Task("r", "train", 0, 0, 0, 1)) for address in addresses], {})
-    assert bool(ways) is (plan.topology == "sharded")
+        peers.add(address, bandwidth / 8 * PAYLOAD)
+    peers.choose(
+        "auto",
+        State(np.broadcast_to(np.float32(0), parameters), np.empty(0, np.uint8)),
+        default_shards(workers),
+        addresses,
+    )
+    peers.settle()
+    ways = peers.ways([(address, Task("r", "train", 0, 0, 0, 1)) for address in addresses], {})
+    chosen = {way.reduction for way in ways.values() if isinstance(way, Among)} or {"flat"}
+    assert chosen == {plan.topology}
 
 
 # -- examples ---------------------------------------------------------------------------------------------------------
@@ -113,7 +120,7 @@ def test_a_model_is_as_good_as_its_number_of_parameters() -> None:
 def test_the_wire_is_that_of_the_links(reduction: Any, topology: str) -> None:
     plan = dt.plan_cluster(**GIVEN, workers=12, workers_per_host=4, reduction=reduction)
     rate = GIVEN["bandwidth"] / 8 * PAYLOAD
-    links = Links(12, 3, WIDTH * GIVEN["parameters"], WIDTH * small_for(GIVEN["parameters"], 3), rate)
+    links = Links(12, 3, 16, WIDTH * GIVEN["parameters"], WIDTH, rate).cut(reduction, WIDTH)
     wire = links.flat if reduction == "flat" else links.sharded
     assert (plan.hosts, plan.topology, plan.wire) == (3, topology, wire)
 
@@ -145,7 +152,7 @@ def test_flat_stops_where_the_square_root_says() -> None:
 
 def test_it_says_what_there_is_to_know() -> None:
     plan = dt.plan_cluster(**GIVEN)
-    for words in (f"{plan.workers} workers", "sharded", f"more than {plan.most_workers} workers do not help"):
+    for words in (f"{plan.workers} workers", plan.topology, f"more than {plan.most_workers} workers do not help"):
         assert words in str(plan)
     frame = plan.to_frame()
     assert tuple(frame.columns) == COLUMNS
@@ -170,7 +177,7 @@ def test_it_says_what_there_is_to_know() -> None:
         ({"shards": 0}, "shards must be a whole number, 1 or more"),
         ({"steps": 0}, "steps must be a whole number, 1 or more"),
         ({"step_seconds": -1.0}, "step_seconds must be 0 or more"),
-        ({"reduction": "shraded"}, "reduction must be one of 'auto', 'flat', 'sharded'"),
+        ({"reduction": "shraded"}, "reduction must be one of 'auto', 'flat', 'sharded', 'tree'"),
     ],
 )
 def test_a_number_that_cannot_be_is_refused(changed: dict[str, Any], words: str) -> None:
@@ -187,7 +194,7 @@ def test_the_command_says_the_same() -> None:
     plan = dt.plan_cluster(**GIVEN)
     done = CliRunner().invoke(main, [*TYPED, "--json"])
     found = json.loads(done.stdout)
-    assert (found["workers"], found["topology"], found["most_workers"]) == (plan.workers, "sharded", plan.workers)
+    assert (found["workers"], found["topology"], found["most_workers"]) == (plan.workers, plan.topology, plan.workers)
     assert [row["workers"] for row in found["table"]] == [1 << power for power in range(11)]
     assert found["seconds"] == pytest.approx(plan.seconds, rel=1e-2)
 
@@ -223,20 +230,19 @@ def rounds() -> list[str]:
     ]
 
 
-def both(workers: int, parameters: float, bandwidth: float) -> str:
-    """Return what a round is on the wire flat, and sharded."""
-    flat, sharded = (
-        dt.plan_cluster(parameters, 1, 1, bandwidth, workers, shards=workers, reduction=way)  # type: ignore[arg-type]
-        for way in ("flat", "sharded")
-    )
-    return f"{seconds(flat.wire)} / {seconds(sharded.wire) if sharded.topology == 'sharded' else '-'}"
+def each_way(workers: int, parameters: float, bandwidth: float) -> str:
+    """Return what a round is on the wire flat, sharded, and along a tree."""
+    ways: tuple[Reduction, ...] = ("flat", *AMONG)
+    plans = [dt.plan_cluster(parameters, 1, 1, bandwidth, workers, shards=workers, reduction=way) for way in ways]
+    assert tuple(plan.topology for plan in plans) == ways
+    return " / ".join(seconds(plan.wire) for plan in plans)
 
 
 def wires() -> list[str]:
     """Return the lines of the table of what is on the wire."""
     cases = ((1e6, 10), (25e6, 1), (25e6, 10), (100e6, 10), (1e9, 10))
     return [
-        line(f"{workers:,}", *(both(workers, parameters, gigabits * GIGABIT) for parameters, gigabits in cases))
+        line(f"{workers:,}", *(each_way(workers, parameters, gigabits * GIGABIT) for parameters, gigabits in cases))
         for workers in (2, 4, 8, 16, 64, 256, 1024)
     ]
 

@@ -20,6 +20,7 @@ from dasktrain.domain import pinned
 from dasktrain.errors import BadInput, ModelError, NonFinite
 from dasktrain.plan import Plan, rows_only, shard_seed
 from dasktrain.state import digest
+from dasktrain.topology import AMONG
 from tests.reference import tree_sum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,8 +236,9 @@ def test_what_cannot_be_compressed_is_an_error_before_the_first_round() -> None:
         trainer = dt.Trainer(module, nn.CrossEntropyLoss(), optimizer, compression=dt.TopK(), observers=[])
         trainer.fit(data, client=dt.LocalWire(), max_rounds=1, **settings)
 
-    with pytest.raises(BadInput, match='reduction is "sharded"'):
-        fit(build(), reduction="sharded")
+    for reduction in AMONG:
+        with pytest.raises(BadInput, match=f'reduction is "{reduction}"'):
+            fit(build(), reduction=reduction)
     with pytest.raises(ModelError, match=r"must be float32 or narrower .* torch.float64"):
         fit(Wide())
     rows = dt.Arrays(np.zeros((8, 1), dtype=np.int64), np.arange(8) % 2)

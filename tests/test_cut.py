@@ -1,11 +1,13 @@
 """cut.py: all of a vector is in buckets, which owners share out evenly however many they are."""
 
-from collections import Counter
+from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasktrain.cut import LEAST, SIZE, TURNS, Cut, small_for
+from dasktrain import cut
+from dasktrain.cut import LEAST, SIZE, Cut, sizes
 
 
 @given(st.integers(0, 200), st.integers(1, 50))
@@ -23,18 +25,10 @@ def test_each_bucket_has_one_owner(numbers: int, bucket: int, peers: int) -> Non
     assert owned == {offset: cut.owner(offset, peers) for offset in cut.offsets}
 
 
-@given(st.integers(1, 1 << 34), st.integers(1, 1024))
-def test_buckets_are_as_large_as_leaves_each_owner_its_turns(numbers: int, owners: int) -> None:
-    bucket = small_for(numbers, owners)
-    assert LEAST <= bucket <= SIZE
-    assert bucket == LEAST or numbers >= TURNS * owners * bucket
-    assert bucket == SIZE or numbers < TURNS * owners * 2 * bucket
-
-
-@given(st.integers(3, 1024), st.data())
-def test_no_owner_has_much_more_than_another(owners: int, data: st.DataObject) -> None:
-    numbers = data.draw(st.integers(TURNS * owners * LEAST, 1 << 27))
-    cut = Cut(numbers, small_for(numbers, owners))
-    buckets = Counter(cut.owner(offset, owners) for offset in cut.offsets)
-    assert len(buckets) == owners
-    assert TURNS <= min(buckets.values()) <= max(buckets.values()) <= min(buckets.values()) + 1
+def test_a_bucket_has_half_as_many_numbers_as_another_between_the_most_and_what_is_worth_a_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (sizes()[0], sizes()[-1]) == (SIZE, LEAST)
+    assert all(more == 2 * fewer for more, fewer in pairwise(sizes()))
+    monkeypatch.setattr(cut, "SIZE", 5)
+    assert sizes() == [5]

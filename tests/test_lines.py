@@ -50,22 +50,30 @@ def test_an_end_is_told_once_and_what_is_posted_afterwards_goes_nowhere(
     assert list(right.served(PATIENCE)) == [(7, None)]
     for lines in (left, right):
         lines.post(7, {"to": "nobody"})
-        assert (7 in lines, len(lines), lines.sending) == (False, 0, False)
+        assert (7 in lines, len(lines), lines.sending) == (False, 0, set())
         assert list(lines.served(0)) == []
 
 
-def test_what_comes_is_activity_and_an_end_is_none(pair: tuple[Lines, Lines, Channel, Channel]) -> None:
+def test_when_something_last_came_and_went_is_known_of_each_line(pair: tuple[Lines, Lines, Channel, Channel]) -> None:
     left, right, _, other = pair
     list(right.served(0))  # the first look is at what may have been read ahead
-    began = right.active
+    began, went = right.came[7], left.went[7]
     left.post(7, {})
+    assert (posted := left.went[7]) > went
     list(left.served(PATIENCE))
+    assert left.went[7] > posted
     other._socket.recv(1, socket.MSG_PEEK)  # part of a message is there
     list(right.served(PATIENCE))
-    assert (came := right.active) > began
+    assert right.came[7] > began
+
+
+def test_whoever_is_told_of_an_end_sees_what_was_to_be_sent(pair: tuple[Lines, Lines, Channel, Channel]) -> None:
+    left, right, _one, _ = pair
+    right.post(7, {}, [bytes(1 << 24)])
     left.drop(7)
-    assert list(right.served(PATIENCE)) == [(7, None)]
-    assert right.active == came
+    for number, message in right.served(PATIENCE):
+        assert (number, message, right.sending) == (7, None, {7})
+    assert (right.sending, 7 in right) == (frozenset(), False)
 
 
 def test_nonsense_ends_a_line(pair: tuple[Lines, Lines, Channel, Channel]) -> None:

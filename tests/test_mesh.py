@@ -12,14 +12,15 @@ from dasktrain.errors import WireError
 from dasktrain.messages import Task
 from dasktrain.wire import mesh
 from dasktrain.wire.channel import Channel
+from dasktrain.wire.lines import Lines
+from dasktrain.wire.member import nobody
 from dasktrain.wire.mesh import Doorstep
-from dasktrain.wire.sharded import nobody
-from dasktrain.wire.ways import Sharded
+from dasktrain.wire.ways import Among
 
 PATIENCE = 20.0
 TASK = Task("r", "train", 0, 0, 0, 1)
 #: of the first of three peers, which calls on nobody
-WAY = Sharded("mesh", 0, ("tcp://a", "tcp://b", "tcp://c"), (TASK,) * 3)
+WAY = Among("mesh", 0, ("tcp://a", "tcp://b", "tcp://c"), (TASK,) * 3)
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def test_peers_are_let_in_and_strangers_sent_away(worker: Any, knock: Callable[.
         strangers = [knock("another", 1), knock("mesh", 0), knock("mesh", 3)]
         peers = [knock("mesh", 2), knock("mesh", 1)]
         twice = knock("mesh", 2)
-        with closing(doorstep.meet(WAY, nobody)) as lines:
+        with closing(Lines()) as lines:
+            doorstep.meet(WAY, {1, 2}, lines, nobody)
             assert (len(lines), 1 in lines, 2 in lines) == (2, True, True)
             lines.post(1, {"to": 1})
             list(lines.served(PATIENCE))
@@ -67,7 +69,8 @@ def test_whoever_does_not_come_is_not_waited_for(
     monkeypatch.setattr(mesh, "MEET", 0.2)
     with closing(Doorstep(worker, "peers")) as doorstep:
         knock("mesh", 2)
-        with closing(doorstep.meet(WAY, nobody)) as lines:
+        with closing(Lines()) as lines:
+            doorstep.meet(WAY, {1, 2}, lines, nobody)
             assert (1 in lines, 2 in lines) == (False, True)
 
 

@@ -27,18 +27,18 @@ from dasktrain.messages import (
     decode_reply,
 )
 from dasktrain.reduce import Node, subtrees
-from dasktrain.wire import adding, passing, sharded
+from dasktrain.topology import AMONG, Reduction
+from dasktrain.wire import adding, member, passing
 from dasktrain.wire.adding import PASSED
 from dasktrain.wire.channel import Channel
+from dasktrain.wire.member import LACKS, MISSED, WAITS
 from dasktrain.wire.outbox import Outbox
-from dasktrain.wire.owners import parts
-from dasktrain.wire.sharded import DELIVERED, LACKS, WAITS
 from dasktrain.wire.shared import POSSIBLE, Store
-from dasktrain.wire.ways import Joint, Sharded, Via, Way, among, decode_way, encode_way, from_driver, without_peers
+from dasktrain.wire.ways import Among, Joint, Via, Way, among, decode_way, encode_way, from_driver, without_peers
 from tests import test_together
 from tests.processes import mapped, named_sockets, opened
 from tests.test_buckets import summed
-from tests.test_sharded import Meshes
+from tests.test_member import Meshes, given
 from tests.test_together import (
     NUMBERS,
     PARAMETERS,
@@ -74,8 +74,8 @@ small = test_together.small
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no peer late because this machine has other things to do."""
-    monkeypatch.setattr(sharded, "SILENCE", PATIENCE)
-    monkeypatch.setattr(sharded, "LOOK", 0.05)
+    monkeypatch.setattr(member, "SILENCE", PATIENCE)
+    monkeypatch.setattr(member, "LOOK", 0.05)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody wait for long."""
     monkeypatch.setattr(adding, "LEAST", 0.2)
     monkeypatch.setattr(passing, "SILENCE", 0.6)
-    monkeypatch.setattr(sharded, "SILENCE", 0.4)
+    monkeypatch.setattr(member, "SILENCE", 0.4)
 
 
 class Worker:
@@ -98,7 +98,7 @@ class Worker:
         self.gate = self.outbox.meet(self.store, STREAM).gate
         self.parameters: bytes | None = None
         self.marks: list[tuple[str, Task, frozenset[int]]] = []
-        self.delivered: list[frozenset[int]] = []
+        self.missed: list[frozenset[int]] = []
         self.passed: list[Node] = []
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Worker:
     def asked(self, task: Task, way: Way, parameters: Vector = PARAMETERS) -> None:
         """Be sent what belongs to a round."""
         self.task, self.way = task, decode_way(encode_way(way), task)
-        for part in parts(among(way), parameters, SIZE):
+        for part in given(among(way), parameters):
             self.driver.send(*part)
 
     def begin(self) -> None:
@@ -144,15 +144,15 @@ class Worker:
     def sent(self) -> list[Reply]:
         """Return what has come to the driver, in its own memory, and keep what else it was told."""
         replies, self.driver._free = list[Reply](), []
-        self.marks, self.delivered, self.passed = [], [], []
+        self.marks, self.missed, self.passed = [], [], []
         while self.driver.readable(0):
             message: Any = self.driver.poll()
             if "mark" in message[0]:
                 self.marks.append((*decode_mark(message[0]), decode_places(message[0])))
                 continue
             reply = decode_reply(*message)
-            if DELIVERED in message[0]:
-                self.delivered.append(decode_places(message[0], DELIVERED))
+            if MISSED in message[0]:
+                self.missed.append(decode_places(message[0], MISSED))
             if PASSED in message[0]:
                 self.passed.append((reply.task.start, reply.task.stop))  # type: ignore[union-attr]
             replies.append(replace(reply, values=reply.values.copy()) if isinstance(reply, Bucket) else reply)
@@ -164,19 +164,25 @@ class Worker:
         return [places for mark, task, places in self.marks if (mark, task) == (LACKS, self.task)]
 
 
-def ask(hosts: Sequence[Sequence[Worker]], shares: Shares, round: int = 0, parameters: Vector = PARAMETERS) -> None:
+def ask(
+    hosts: Sequence[Sequence[Worker]],
+    shares: Shares,
+    round: int = 0,
+    parameters: Vector = PARAMETERS,
+    reduction: Reduction = "sharded",
+) -> None:
     """Give workers their tasks, as a driver does."""
     peers = tuple(f"tcp://{place}" for place in range(len(hosts)))
     tasks = [[replace(TASK, start=start, stop=stop, round=round) for start, stop in of_host] for of_host in shares]
     wholes = tuple(replace(first, stop=rest[-1].stop if rest else first.stop) for first, *rest in tasks)
     for place, (workers, (task, *rest)) in enumerate(zip(hosts, tasks, strict=True)):
-        way = Sharded("mesh", place, peers, wholes, is_new=not round)
+        way = Among("mesh", place, peers, wholes, reduction, is_new=not round)
         workers[0].asked(task, Joint(tuple(rest), gives=True, among=way) if rest else way, parameters)
         for worker, other in zip(workers[1:], rest, strict=True):
             worker.asked(other, Via(workers[0].gate, given=True))
 
 
-Make = Callable[[Shares], list[list[Worker]]]
+Make = Callable[..., list[list[Worker]]]
 
 
 @pytest.fixture
@@ -184,9 +190,9 @@ def hosts() -> Iterator[Make]:
     """Return what makes workers of several hosts that have their tasks."""
     with closing(Meshes()) as meshes, ExitStack() as ends:
 
-        def make(shares: Shares) -> list[list[Worker]]:
+        def make(shares: Shares, reduction: Reduction = "sharded") -> list[list[Worker]]:
             found = [[ends.enter_context(closing(Worker(meshes))) for _ in of_host] for of_host in shares]
-            ask(found, shares)
+            ask(found, shares, reduction=reduction)
             return found
 
         yield make
@@ -198,31 +204,32 @@ def all_of(hosts: Sequence[Sequence[Worker]]) -> list[Worker]:
     return [worker for of_host in hosts for worker in of_host]
 
 
+@pytest.mark.parametrize("reduction", AMONG)
 @pytest.mark.parametrize("shares", HOSTS)
-def test_each_sum_comes_once_and_each_answer_from_its_host(hosts: Make, shares: Shares) -> None:
-    workers = hosts(shares)
+def test_each_sum_comes_once_and_each_answer_from_its_host(hosts: Make, shares: Shares, reduction: Reduction) -> None:
+    workers = hosts(shares, reduction)
     for round in range(3):  # over the same lines
         all_at_once(*(worker.round for worker in all_of(workers)))
         replies: list[Reply] = []
         for place, (first, *rest) in enumerate(workers):
             sent = first.sent()
             assert of_buckets(sent) <= {(0, SHARDS)}
-            owned = len(STREAM.cut.owned(place, len(workers)))
-            assert len([reply for reply in sent if isinstance(reply, Bucket)]) == owned
             assert sorted(of_answers(sent)) == list(shares[place])
-            assert (first.delivered, sorted(first.passed)) == (
-                [frozenset(range(len(workers)))],
+            assert (first.missed, sorted(first.passed)) == (
+                [frozenset()],
                 list(shares[place][1:]),
             )
             assert [other.sent() for other in rest] == [[]] * len(rest)
             replies += sent
+        assert sorted(reply.offset for reply in replies if isinstance(reply, Bucket)) == list(OFFSETS)
         assert total(replies) == wanted()
-        ask(workers, shares, round + 1)
+        ask(workers, shares, round + 1, reduction=reduction)
 
 
+@pytest.mark.parametrize("reduction", AMONG)
 @pytest.mark.parametrize("empty", [[0], [1], [3], [0, 1], [2, 3]])
-def test_shards_without_rows_do_not_hold_others_up(hosts: Make, empty: Sequence[int]) -> None:
-    workers = hosts(HOSTS[0])
+def test_shards_without_rows_do_not_hold_others_up(hosts: Make, empty: Sequence[int], reduction: Reduction) -> None:
+    workers = hosts(HOSTS[0], reduction)
 
     def without_rows(worker: Worker) -> None:
         worker.begin()
@@ -250,11 +257,11 @@ def test_what_went_to_owners_stays_as_it_was(hosts: Make) -> None:
     ]
     all_at_once(*ends, *(worker.compute for worker in others))
     first.sent()
-    again = [bucket for place in (0, 1) for bucket in sums(first, owned_by=place)]
+    again = sums(first, owned_by=1)
     expected = summed(VECTORS, 0, 4)
     assert expected is not None
     assert {bucket.offset: bucket.values.tobytes() for bucket in again} == {
-        offset: expected[offset : offset + SIZE].tobytes() for offset in OFFSETS
+        offset: expected[offset : offset + SIZE].tobytes() for offset in STREAM.cut.owned(1, 2)
     }
 
 
@@ -274,7 +281,7 @@ def test_whoever_is_late_is_not_waited_for_and_sends_for_itself(hosts: Make) -> 
     (first, late), others = workers
     all_at_once(*(worker.round for worker in (first, *others)))
     replies = [reply for worker in (first, *others) for reply in worker.sent()]
-    assert of_answers(replies) == [(0, 2), (4, 6), (6, 8)]
+    assert of_answers(replies) == [(0, 2), (6, 8), (4, 6)]
     assert (0, SHARDS) not in of_buckets(replies)
     late.begin()
     assert late.lacks() == [frozenset()], "whom it was to get parameters from has gone on"
@@ -296,7 +303,7 @@ def test_whoever_lost_the_one_that_adds_sends_for_itself(hosts: Make) -> None:
         spare.round()
         found = [worker.sent() for worker in (left, *others, spare)]
     assert of_answers(found[0]) == [(2, 4)]
-    assert (others[0].delivered, of_answers(found[1])) == ([frozenset({1})], [(4, 6), (6, 8)])
+    assert (others[0].missed, of_answers(found[1])) == ([frozenset({0})], [(6, 8), (4, 6)])
     again = sums(others[0], owned_by=0)  # as the driver asks for
     assert total([reply for replies in (again, *found) for reply in replies]) == wanted()
 
@@ -318,7 +325,7 @@ def test_whoever_lacks_parameters_of_a_peer_gets_them_for_all_of_its_host(hosts:
         second.asked(second.task, second.way)
     all_at_once(*(partial(again, worker) for worker in (first, second)))
     sent = first.sent()
-    assert (of_buckets(sent), of_answers(sent), first.delivered) == ({(4, 8)}, [(4, 6), (6, 8)], [])
+    assert (of_buckets(sent), of_answers(sent), first.missed) == ({(4, 8)}, [(6, 8), (4, 6)], [])
 
 
 def again(worker: Worker) -> None:
@@ -363,7 +370,7 @@ def test_others_wait_on_while_sums_go_to_peers_and_tell_the_driver(
             each.result(PATIENCE)
     assert other.sent() == []
     assert (WAITS, other.task) in {(mark, task) for mark, task, _ in other.marks}
-    assert of_answers(first.sent()) == [(4, 6), (6, 8)]
+    assert of_answers(first.sent()) == [(6, 8), (4, 6)]
 
 
 def test_signs_that_nobody_reads_do_not_pile_up(hosts: Make) -> None:
@@ -376,14 +383,14 @@ def test_signs_that_nobody_reads_do_not_pile_up(hosts: Make) -> None:
         together._adding._signed = 0.0  # as if some time had passed
         together._adding._sign()
     all_at_once(*(worker.compute for worker in all_of(workers)))
-    assert of_answers(first.sent()) == [(4, 6), (6, 8)]
+    assert of_answers(first.sent()) == [(6, 8), (4, 6)]
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["the one that adds", "another"])
 def test_what_one_raises_is_told_by_itself_and_the_others_send(
     hosts: Make, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    monkeypatch.setattr(sharded, "SILENCE", 0.4)
+    monkeypatch.setattr(member, "SILENCE", 0.4)
     monkeypatch.setattr(adding, "LEAST", 0.2)
     workers = hosts(HOSTS[0])
     failing, other = workers[0][place], workers[0][1 - place]
@@ -399,4 +406,4 @@ def test_what_one_raises_is_told_by_itself_and_the_others_send(
     assert [reply for reply in told[failing] if isinstance(reply, Failure)] == [failure]
     node = (other.task.start, other.task.stop)
     assert [answers for answers in map(of_answers, told.values()) if node in answers]
-    assert of_answers(told[workers[1][0]]) == [(4, 6), (6, 8)]
+    assert of_answers(told[workers[1][0]]) == [(6, 8), (4, 6)]

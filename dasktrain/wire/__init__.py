@@ -22,6 +22,9 @@ class Respond(Protocol):
     def stream(self) -> Stream | None:
         """What gradients are like, if they are sent in buckets."""
 
+    def recut(self, bucket: int) -> Stream | None:
+        """Have buckets of so many numbers from now on, if there are any; return what gradients are like then."""
+
     def ahead(self, task: Task) -> None:
         """Get ready, while the driver steps, for what probably follows `task`."""
 
@@ -78,13 +81,16 @@ class Wire(Protocol):
 
     @property
     def bucket(self) -> int:
-        """Numbers of each bucket of a gradient, once the way was chosen."""
+        """Numbers of each bucket of a gradient; workers are told how many there are after `chosen`."""
 
     def attach(self, replica: bytes) -> None:
         """Tell from now on who joins; ``run_packed(replica, read)`` is the replica of whoever is leased."""
 
     def chosen(self) -> str:
-        """Return what the user should be told of the way of rounds, if there was something to choose."""
+        """Have all set for rounds; return what the user should be told of their way, if there was something to choose.
+
+        To be called once, after some workers have attached.
+        """
 
     def lease(self, worker: str, task: Task) -> None:
         """Have a worker build its replica and get ready for `task`; `events` tells when it is, or that it cannot."""

@@ -25,11 +25,11 @@ from dasktrain.messages import (
     encode_reply,
 )
 from dasktrain.reduce import Node, subtrees
-from dasktrain.wire import passing, sharded
+from dasktrain.wire import passing
 from dasktrain.wire.channel import Channel, Message, readable
 from dasktrain.wire.gate import Gate
+from dasktrain.wire.member import Member
 from dasktrain.wire.passing import COMES, SENT, WAIT
-from dasktrain.wire.sharded import Member
 from dasktrain.wire.shared import SharedChannel, Store
 from dasktrain.wire.ways import Joint, whole
 
@@ -54,6 +54,10 @@ class Adding:
         self._given: set[SharedChannel] = set()  # who has been given them
         self._began = 0.0  # when, on the monotonic clock, there was something to compute
         self._signed = 0.0  # when, on the monotonic clock, others were last told to wait on
+
+    def recut(self, stream: Stream) -> None:
+        """Add gradients that are cut in some way from the next task on."""
+        self._stream = stream
 
     def begin(self, task: Task, way: Joint, parameters: Vector, member: Member | None) -> Vector | None:
         """Expect the sums of other tasks beside those of one's own; give their workers parameters if they lack them.
@@ -119,10 +123,10 @@ class Adding:
         header, arrays = encode_reply(reply)
         if isinstance(reply, Answer) and self._member is not None:
             header |= self._member.finish(self._with_others(reply), self._sign)
-        self._tell_driver(header, arrays)
         for answer in self._answers.values():
-            header, arrays = encode_reply(answer)
-            self._tell_driver(header | {PASSED: True}, arrays)
+            told, sums = encode_reply(answer)
+            self._tell_driver(told | {PASSED: True}, sums)
+        self._tell_driver(header, arrays)
         for line in list(self._tasks):
             if line in self._answers:
                 self._tell(line, SENT)
@@ -145,7 +149,9 @@ class Adding:
     def _await_others(self) -> None:
         """Wait for all that is to come, half as long as peers would; or until the driver is gone."""
         worked = monotonic() - self._began
-        deadline = monotonic() + (max(LEAST, worked) if self._member is None else max(sharded.SILENCE, worked) / 2)
+        deadline = monotonic() + (
+            max(LEAST, worked) if self._member is None else max(self._member.patience, worked) / 2
+        )
         while self._awaited and (rest := deadline - monotonic()) > 0 and not self._channel.readable(0):
             if self._member is None:
                 self._hear(min(rest, passing.SIGN))

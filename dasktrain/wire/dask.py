@@ -33,6 +33,7 @@ from dasktrain.messages import (
     decode_places,
     decode_reply,
     encode_ask,
+    encode_cut,
     encode_mark,
 )
 from dasktrain.shipping import pack
@@ -44,14 +45,14 @@ from dasktrain.wire.channel import Channel
 from dasktrain.wire.exposure import exposed
 from dasktrain.wire.inbox import Inbox
 from dasktrain.wire.leases import Attached, Leases, reach
-from dasktrain.wire.owners import Owners, parts
+from dasktrain.wire.member import LACKS, MISSED, SEND_AGAIN, SENT_AGAIN, WAITS
 from dasktrain.wire.parties import Ask, Parties
+from dasktrain.wire.peers import Peers
 from dasktrain.wire.placing import LOOK, Placing, released
-from dasktrain.wire.sharded import DELIVERED, LACKS, SEND_AGAIN, SENT_AGAIN, WAITS
 from dasktrain.wire.shared import POSSIBLE, SharedChannel, Store
 from dasktrain.wire.tables import Changes
 from dasktrain.wire.watch import Watch
-from dasktrain.wire.ways import Way, among, encode_way, from_driver, without_peers
+from dasktrain.wire.ways import Way, encode_way, from_driver, without_peers
 
 #: what other threads tell: events, and workers whose lease is attached
 News = Event | Attached
@@ -86,7 +87,7 @@ class DaskWire:
         self._asks: list[Ask] = []  # what is held back until somebody does
         self._ways: dict[str, Way] = {}  # of what the round began with
         self._parties = Parties()
-        self._owners = Owners()
+        self._peers = Peers()
         self._state: State | None = None
         self._changes = Changes()
         self._inbox: Inbox[News] | None = None
@@ -140,23 +141,24 @@ class DaskWire:
         keys = pack(dict, self._placing.keys)
         self._inbox = inbox = Inbox[News]()
         self._watch = Watch(self.client, inbox.tell)
-        gauge = Gauge(self._owners.depends)
+        gauge = Gauge(self._peers.depends)
         self._leases = Leases(self.client, self.run, replica, keys, self._memory, gauge, inbox.tell, inbox.tell)
         for worker in sorted(self.client.nthreads()):
             inbox.tell(Joined(worker))
 
     def choose(self, reduction: Reduction, state: State, shards: int) -> None:
         """Have workers elsewhere reduce among themselves, or not, or whichever is quicker."""
-        self._owners.choose(reduction, state, self.workers[:shards])  # the others are spares
+        self._peers.choose(reduction, state, shards, self.workers[:shards])  # the others are spares
 
     @property
     def bucket(self) -> int:
         """Numbers of each bucket of a gradient."""
-        return self._owners.bucket
+        return self._peers.bucket
 
     def chosen(self) -> str:
-        """Return what to tell of the way of rounds."""
-        return self._owners.chosen()
+        """Have gradients cut as suits their links; return what to tell of the way of rounds."""
+        self._peers.settle()
+        return self._peers.chosen()
 
     def lease(self, worker: str, task: Task) -> None:
         """Start to make a lease."""
@@ -165,9 +167,6 @@ class DaskWire:
 
     def release(self, worker: str) -> None:
         """Close a worker's connection, which ends its lease."""
-        self._forget(worker)
-
-    def _forget(self, worker: str) -> None:
         assert self._leases is not None
         self._drop(worker)
         self._leases.end(worker)
@@ -177,7 +176,7 @@ class DaskWire:
         self._asked.pop(worker, None)
         self._changes.forget(worker)
         self._parties.forget(worker)
-        lost = self._owners.forget(worker)
+        lost = self._peers.forget(worker)
         channel = self._channels.pop(worker, None)
         if channel is not None:
             assert self._inbox is not None
@@ -200,7 +199,7 @@ class DaskWire:
         finally:
             self._begin()
             self._parties.end()
-            self._owners.end()
+            self._peers.end()
             self._state = None
             if self._memory is not None:
                 self._memory.turned()
@@ -212,7 +211,7 @@ class DaskWire:
 
         What a round begins with is held back until all of it is known, if it may be computed together.
         """
-        if self._begins and (self._parties.may_meet(worker) or self._owners.may_reduce(worker)):
+        if self._begins and (self._parties.may_meet(worker) or self._peers.may_reduce(worker)):
             self._asks.append((worker, task))
         else:
             self._post(worker, task, None)
@@ -224,7 +223,7 @@ class DaskWire:
         asks, self._asks, self._begins = self._asks, [], False
         can_give = self._state is not None and not self._state.is_told_in_changes
         self._ways = self._parties.ways(asks, can_give)
-        self._ways |= self._owners.ways(asks, self._ways)
+        self._ways |= self._peers.ways(asks, self._ways)
         for worker, task in asks:
             self._post(worker, task, self._ways.get(worker))
 
@@ -238,7 +237,8 @@ class DaskWire:
         encode = partial(self._changes.encode, worker) if changes else encode_ask
         with_it = state if from_driver(way) else replace(state, parameters=state.parameters[:0])
         header, arrays = encode(task, with_it)
-        self._tell(worker, (header | encode_way(way), arrays), *parts(among(way), state.parameters, self.bucket))
+        header |= encode_cut(self.bucket) | encode_way(way)
+        self._tell(worker, (header, arrays), *self._peers.parts(way, state.parameters))
 
     def _tell(self, worker: str, *messages: tuple[Header, Sequence[Vector]]) -> None:
         """Send messages, as far as the connection takes them now; if it is gone, that is in the news."""
@@ -259,7 +259,7 @@ class DaskWire:
         assert self._inbox is not None
         self._begin()
         events = self._heard(self._inbox) + self._settled()
-        timeout = min(timeout, self._owners.rest())
+        timeout = min(timeout, self._peers.rest())
         given, self._given = self._given, {}
         for worker in given.keys() & self._channels.keys():
             self._channels[worker].reuse(given[worker])
@@ -272,7 +272,7 @@ class DaskWire:
                 events += self._served(worker, readable, writable)
         events += self._heard(self._inbox)
         events += self._settled()
-        events += map(Waits, self._owners.held)
+        events += map(Waits, self._peers.waits())
         if not events and not self._channels and self._watch is not None and self._watch.lost:
             raise SchedulerLost(
                 f"The scheduler must live as long as the run, however {self.client.scheduler.address} is gone and the "
@@ -289,12 +289,12 @@ class DaskWire:
                 self._channels[news.worker] = news.channel
                 self._parties.add(news.worker, news.meeting if setting("shared-memory") else None)
                 if news.has_peers and not isinstance(news.channel, SharedChannel):
-                    self._owners.add(news.worker, news.rate)
+                    self._peers.add(news.worker, news.rate)
                 inbox.watch(news.worker, news.channel)
                 events.append(Ready(news.worker, news.domain))
                 continue
             if isinstance(news, Left):
-                self._forget(news.worker)
+                self.release(news.worker)
             events.append(news)
         return events
 
@@ -315,6 +315,7 @@ class DaskWire:
                 reply = decode_reply(*message)
                 if isinstance(reply, Bucket):  # one at a time, so that those of all workers arrive side by side
                     self._given[worker] = message[1]
+                    self._peers.received(worker, reply)
                     return [*events, Received(worker, reply)]
                 if isinstance(reply, Failure):
                     self._asked.pop(worker, None)
@@ -331,10 +332,10 @@ class DaskWire:
         sender = self._parties.sender(worker, answer, passed)
         self._asked.pop(sender, None)
         if passed:
-            counts = self._owners.passed(worker, sender, answer)
+            counts = self._peers.passed(worker, sender, answer)
         else:
-            delivered = decode_places(header, DELIVERED) if DELIVERED in header else None
-            counts = self._owners.answered(sender, answer, delivered)
+            missed = decode_places(header, MISSED) if MISSED in header else None
+            counts = self._peers.answered(sender, answer, missed)
         return [Answered(sender, answer)] if counts else []
 
     def _heed(self, worker: str, header: Header) -> None:
@@ -344,22 +345,22 @@ class DaskWire:
             if (giver := self._parties.giver(worker, task)) is not None:
                 left = self._channels[giver].left if giver in self._channels else 0
                 self._post(worker, task, self._parties.instead(worker, giver, left))
-            elif self._owners.lacks(worker, task, places):
+            elif self._peers.lacks(worker, task, places):
                 self._post(worker, task, without_peers(self._ways.get(worker)))
         elif mark == SENT_AGAIN:
-            self._owners.sent_again(worker, task, places)
+            self._peers.sent_again(worker, task, places)
         elif mark != WAITS:
             raise WireError(f"A worker must tell what is known here, however it told {mark!r:.80}; report this")
 
     def _settled(self) -> list[Event]:
-        """Return the answers of which all has come, and have sent again what will not come by way of its owner."""
-        complete = self._owners.complete()
-        for worker, task, places in self._owners.to_send_again():
+        """Return the answers of which all has come, and have sent again what will not come by way of others."""
+        complete = self._peers.complete()
+        for worker, task, places in self._peers.to_send_again():
             self._tell(worker, (encode_mark(SEND_AGAIN, task, sorted(places)), ()))
         return [Answered(worker, answer) for worker, answer in complete]
 
     def _lost(self, worker: str, error: Exception) -> Left:
-        self._forget(worker)
+        self.release(worker)
         return Left(worker, f"{type(error).__name__}: {error}")
 
     # -- after the run ------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from dasktrain.messages import (
     State,
     Task,
     decode_attach,
+    decode_cut,
     decode_mark,
     decode_places,
     encode_reply,
@@ -160,6 +161,7 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
             if _aside(channel, outbox, header):
                 continue
             task, given = copy.decode(header, frames)
+            outbox.recut(respond.recut(decode_cut(header)))
             state = outbox.begin(task, decode_way(header, task), given)
             if state is None:
                 continue

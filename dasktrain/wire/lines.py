@@ -17,9 +17,8 @@ class Lines:
 
     Attributes
     ----------
-    active : float
-        When, on the monotonic clock, something came last, or went on a line with a number that is not negative. The end
-        of a line is nothing.
+    came, went : dict
+        When, on the monotonic clock, something last came on each line, or went; or when there was first something to.
     """
 
     def __init__(self) -> None:
@@ -27,7 +26,8 @@ class Lines:
         self._lines: dict[int, Channel] = {}
         self._sending: set[int] = set()
         self._unread: set[int] = set()  # that may hold what no selector sees: TLS reads ahead
-        self.active = monotonic()
+        self.came: dict[int, float] = {}
+        self.went: dict[int, float] = {}
 
     def __contains__(self, number: int) -> bool:
         """Whether a line is there, and has not been dropped."""
@@ -42,9 +42,9 @@ class Lines:
         return self._selector.fileno()
 
     @property
-    def sending(self) -> bool:
-        """Whether something was posted and is not sent."""
-        return bool(self._sending)
+    def sending(self) -> frozenset[int]:
+        """Lines on which something was posted that is not sent."""
+        return frozenset(self._sending)
 
     def add(self, number: int, channel: Channel) -> None:
         """Serve a channel as well."""
@@ -52,6 +52,7 @@ class Lines:
         self._lines[number] = channel
         self._selector.register(channel, READ, number)
         self._unread.add(number)
+        self.came[number] = self.went[number] = monotonic()
 
     def remove(self, number: int) -> None:
         """Serve a channel no more, which is as it was before; what was posted there is sent with what follows."""
@@ -83,10 +84,26 @@ class Lines:
             channel.post(header, arrays)
             if number not in self._sending:
                 self._sending.add(number)
+                self.went[number] = monotonic()
                 self._selector.modify(channel, READ | WRITE, number)
 
+    def flush(self) -> None:
+        """Send what can be at once, and take nothing; the end of a line is seen by whoever takes something."""
+        for number in self.sending:
+            with suppress(OSError):
+                self._write(number, self._lines[number])
+
+    def _write(self, number: int, channel: Channel) -> None:
+        self.went[number] = monotonic()
+        if channel.flush():
+            self._sending.discard(number)
+            self._selector.modify(channel, READ, number)
+
     def served(self, timeout: float) -> Iterator[tuple[int, Message | None]]:
-        """Send what can be; yield what comes within `timeout` seconds: messages, good until the next, or None."""
+        """Send what can be; yield what comes within `timeout` seconds: messages, good until the next, or a line's end.
+
+        That is None, and whoever gets it still sees what was to be sent.
+        """
         ready = dict.fromkeys(self._unread, READ)
         self._unread.clear()
         for key, mask in self._selector.select(0 if ready else timeout):
@@ -97,14 +114,13 @@ class Lines:
 
     def _serve(self, number: int, channel: Channel, mask: int) -> Iterator[tuple[int, Message | None]]:
         try:
-            if mask & WRITE and channel.flush():
-                self._sending.discard(number)
-                self._selector.modify(channel, READ, number)
+            if mask & WRITE:
+                self._write(number, channel)
+            if mask & READ:
+                self.came[number] = monotonic()
             while mask & READ and number in self._lines and (message := channel.poll()) is not None:
                 yield number, message
                 channel.reuse(message[1])
-            if mask & READ or number >= 0:
-                self.active = monotonic()
         except (OSError, WireError):
-            self.drop(number)
             yield number, None
+            self.drop(number)

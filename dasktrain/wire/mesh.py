@@ -6,7 +6,7 @@ by the name of a mesh, which the driver makes up and tells to nobody else; TLS, 
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from distributed.worker import Worker
 from dasktrain.errors import AttachError, WireError
 from dasktrain.wire.channel import Channel, detach, handed_over
 from dasktrain.wire.lines import Lines
-from dasktrain.wire.ways import Sharded
+from dasktrain.wire.ways import Among
 
 #: seconds for all connections of a worker with its peers
 MEET = 10.0
@@ -78,16 +78,16 @@ class Doorstep:
             while True:
                 self._visitors.get_nowait().channel.close()
 
-    def meet(self, way: Sharded, meanwhile: Callable[[], None]) -> Lines:
-        """Return lines to the peers of a mesh: those that are there in time. `meanwhile` is called now and then."""
-        lines, deadline = Lines(), monotonic() + MEET
-        calls = {place: self._call(address, way) for place, address in enumerate(way.peers[: way.place])}
+    def meet(self, way: Among, places: Iterable[int], lines: Lines, meanwhile: Callable[[], None]) -> None:
+        """Add lines to the peers at some places: those that are there in time; call `meanwhile` now and then."""
+        deadline = monotonic() + MEET
+        after = {place for place in places if place > way.place}
+        calls = {place: self._call(way.peers[place], way) for place in sorted({*places} - after)}
         for place, call in calls.items():
             with suppress(OSError, AttachError, WireError, CancelledError):  # it cannot be reached, or is no peer
                 while not wait([call], LOOK).done and monotonic() < deadline + MEET:
                     meanwhile()
                 lines.add(place, _taken(call.result(0), deadline))
-        after = set(range(way.place + 1, len(way.peers)))
         while after and monotonic() < deadline:
             meanwhile()
             with suppress(Empty):
@@ -97,13 +97,12 @@ class Doorstep:
                     after.remove(visitor.place)
                 else:
                     visitor.channel.close()
-        return lines
 
-    def _call(self, address: str, way: Sharded) -> "Future[socket.socket]":
+    def _call(self, address: str, way: Among) -> "Future[socket.socket]":
         loop = self._worker.loop.asyncio_loop
         return asyncio.run_coroutine_threadsafe(self._connected(address, way), loop)
 
-    async def _connected(self, address: str, way: Sharded) -> socket.socket:
+    async def _connected(self, address: str, way: Among) -> socket.socket:
         comm = await connect(address, timeout=MEET, deserialize=False, **self._worker.connection_args)
         return await handed_over(comm, {"op": self._operation, "mesh": way.mesh, "place": way.place})
 

@@ -7,15 +7,14 @@ from dataclasses import replace
 
 from dasktrain.messages import Reply, State, Stream, Task, Vector, encode_reply
 from dasktrain.wire.channel import Channel
-from dasktrain.wire.lines import Lines
-from dasktrain.wire.sharded import Member
+from dasktrain.wire.member import Meet, Member
 from dasktrain.wire.shared import Store
 from dasktrain.wire.together import Meeting, Together
-from dasktrain.wire.ways import Sharded, Way
+from dasktrain.wire.ways import Among, Way
 
 
 class Outbox:
-    """Sends a worker's buckets and answers: to the driver, with those of others of its host, or to their owners.
+    """Sends a worker's buckets and answers: to the driver, with those of others of its host, or to peers.
 
     Parameters
     ----------
@@ -37,9 +36,15 @@ class Outbox:
         self._together = self._ends.enter_context(closing(Together(self._channel, store, stream)))
         return self._together.meeting
 
-    def join(self, meet: Callable[[Sharded, Callable[[], None]], Lines], stream: Stream) -> None:
-        """Be ready to reduce among workers of other hosts, to whom `meet` returns lines."""
+    def join(self, meet: Meet, stream: Stream) -> None:
+        """Be ready to reduce among workers of other hosts, to whom `meet` adds lines."""
         self._member = self._ends.enter_context(closing(Member(self._channel, meet, stream)))
+
+    def recut(self, stream: Stream | None) -> None:
+        """Send gradients that are cut in some way from the next task on, if there are any in buckets."""
+        for part in (self._member, self._together):
+            if part is not None and stream is not None:
+                part.recut(stream)
 
     def begin(self, task: Task, way: Way, state: State) -> State | None:
         """Have what belongs to a task sent in some way; return its state, None if the driver is to send it anew."""
@@ -50,14 +55,14 @@ class Outbox:
         """Return what sends all that belongs to a task, and its parameters if they come."""
         if way is None:
             return self._send, parameters
-        if isinstance(way, Sharded):
+        if isinstance(way, Among):
             assert self._member is not None  # or the driver could not know of a way
             return self._member.take, self._member.begin(task, way)
         assert self._together is not None
         return self._together.begin(task, way, parameters, self._member)
 
     def send_again(self, task: Task, places: Iterable[int]) -> None:
-        """Send the driver itself what some owners have not delivered."""
+        """Send the driver itself what was sent to some peers."""
         assert self._member is not None
         self._member.send_again(task, places)
 

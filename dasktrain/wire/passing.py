@@ -21,7 +21,7 @@ from dasktrain.messages import (
     encode_reply,
 )
 from dasktrain.wire.channel import Channel
-from dasktrain.wire.sharded import LACKS, WAITS
+from dasktrain.wire.member import LACKS, WAITS
 from dasktrain.wire.shared import SharedChannel, Store, connected, lead
 from dasktrain.wire.ways import Via
 

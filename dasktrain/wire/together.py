@@ -2,7 +2,7 @@
 
 The others leave their buckets in memory that it reads, and their answers with it, which it passes on after all that
 belongs to them. The link carries parameters once as well: the one that adds lays them out in memory, from which the
-others copy them. Where hosts reduce among themselves it does that with its peers, see :mod:`dasktrain.wire.sharded`,
+others copy them. Where hosts reduce among themselves it does that with its peers, see :mod:`dasktrain.wire.member`,
 and parameters and sums take that way.
 
 Whoever is late or dies costs the others time, and nobody waits without an end: what cannot be added goes up as it is,
@@ -17,8 +17,8 @@ from dasktrain.messages import Reply, Stream, Task, Vector
 from dasktrain.wire.adding import Adding
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.gate import Gate, host
+from dasktrain.wire.member import Member
 from dasktrain.wire.passing import Passing
-from dasktrain.wire.sharded import Member
 from dasktrain.wire.shared import Store
 from dasktrain.wire.ways import Joint, Via
 
@@ -50,6 +50,10 @@ class Together:
         self.meeting = Meeting(here, self._gate.name)
         self._adding = Adding(channel, self._gate, store, stream)
         self._passing = Passing(channel, store, stream)
+
+    def recut(self, stream: Stream) -> None:
+        """Add gradients that are cut in some way from the next task on."""
+        self._adding.recut(stream)
 
     def begin(
         self, task: Task, way: Via | Joint, parameters: Vector, member: Member | None

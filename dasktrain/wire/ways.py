@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from dasktrain.messages import Header, Task, of_kind, reading
+from dasktrain.topology import AMONG, Reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +27,18 @@ class Joint:
         Of the others.
     gives : bool
         Whether they get the parameters from this worker.
-    among : Sharded or None
+    among : Among or None
         How this worker then reduces among peers of other hosts, for all of its host; None: it sends to the driver.
     """
 
     tasks: tuple[Task, ...]
     gives: bool = False
-    among: "Sharded | None" = None
+    among: "Among | None" = None
 
 
 @dataclass(frozen=True, slots=True)
-class Sharded:
-    """Reduce among peers: of the parameters and of the gradient, each peer owns some buckets.
+class Among:
+    """Reduce among peers, along the routes of :mod:`dasktrain.wire.routes`.
 
     Attributes
     ----------
@@ -49,24 +50,27 @@ class Sharded:
         Their addresses.
     tasks : tuple of Task
         What each of them computes, or has computed on its host.
+    reduction : str
+        "sharded" or "tree".
     is_new : bool
-        Whether the worker is told peers and shards, which stay as they are as long as the mesh does.
+        Whether the worker is told all this, which stays as it is as long as the mesh does.
     """
 
     mesh: str
     place: int
     peers: tuple[str, ...]
     tasks: tuple[Task, ...]
+    reduction: Reduction = "sharded"
     is_new: bool = True
 
 
 #: how parameters come and an answer is to be sent; None: as ever
-Way = Via | Joint | Sharded | None
+Way = Via | Joint | Among | None
 
 
-def among(way: Way) -> Sharded | None:
+def among(way: Way) -> "Among | None":
     """Return how a worker reduces among peers, if it does."""
-    return way.among if isinstance(way, Joint) else way if isinstance(way, Sharded) else None
+    return way.among if isinstance(way, Joint) else way if isinstance(way, Among) else None
 
 
 def whole(task: Task, way: Way) -> Task:
@@ -74,9 +78,9 @@ def whole(task: Task, way: Way) -> Task:
     return replace(task, stop=way.tasks[-1].stop) if isinstance(way, Joint) else task
 
 
-def with_peers(way: Way, sharded: Sharded) -> Way:
+def with_peers(way: Way, peers: Among) -> Way:
     """Return the way of a worker that reduces among peers as well."""
-    return replace(way, among=sharded) if isinstance(way, Joint) else sharded
+    return replace(way, among=peers) if isinstance(way, Joint) else peers
 
 
 def without_peers(way: Way) -> Way:
@@ -96,11 +100,11 @@ def encode_way(way: Way) -> Header:
             return {"via": gate, "given": given}
         case Joint(tasks, gives, among):
             return {"joint": [(task.start, task.stop) for task in tasks], "gives": gives} | encode_way(among)
-        case Sharded(mesh, place, is_new=False):
+        case Among(mesh, place, is_new=False):
             return {"mesh": mesh, "place": place}
-        case Sharded(mesh, place, peers, tasks):
+        case Among(mesh, place, peers, tasks, reduction):
             shares = [(task.start, task.stop) for task in tasks]
-            return {"mesh": mesh, "place": place, "peers": list(peers), "shares": shares}
+            return {"mesh": mesh, "place": place, "peers": list(peers), "shares": shares, "reduction": reduction}
     return {}
 
 
@@ -117,7 +121,7 @@ def decode_way(header: Header, task: Task) -> Way:
         return Via(of_kind(str, header["via"]), of_kind(bool, header["given"]))
     if "joint" in header:
         return _joint(header, task)
-    return _sharded(header, task) if "mesh" in header else None
+    return _among(header, task) if "mesh" in header else None
 
 
 def _joint(header: Header, task: Task) -> Joint:
@@ -128,16 +132,18 @@ def _joint(header: Header, task: Task) -> Joint:
         tasks.append(replace(task, start=start, stop=stop))
         end = stop
     joint = Joint(tuple(tasks), of_kind(bool, header["gives"]))
-    return replace(joint, among=_sharded(header, whole(task, joint))) if "mesh" in header else joint
+    return replace(joint, among=_among(header, whole(task, joint))) if "mesh" in header else joint
 
 
-def _sharded(header: Header, task: Task) -> Sharded:
+def _among(header: Header, task: Task) -> Among:
     if "peers" not in header:
-        return Sharded(of_kind(str, header["mesh"]), of_kind(int, header["place"]), (), (), is_new=False)
+        return Among(of_kind(str, header["mesh"]), of_kind(int, header["place"]), (), (), is_new=False)
     tasks = tuple(replace(task, start=of_kind(int, start), stop=of_kind(int, stop)) for start, stop in header["shares"])
     peers, place = tuple(of_kind(str, peer) for peer in header["peers"]), of_kind(int, header["place"])
     if len(peers) != len(tasks) or not 0 <= place < len(peers) or tasks[place] != task:
         raise ValueError(f"peer {place} of {len(peers)} does not compute {task.start} to {task.stop}")
     if any(not 0 <= each.start < each.stop for each in tasks):
         raise ValueError("a peer computes nothing")
-    return Sharded(of_kind(str, header["mesh"]), place, peers, tasks)
+    if (reduction := header["reduction"]) not in AMONG:
+        raise ValueError(f"peers do not reduce by {reduction!r:.80}")
+    return Among(of_kind(str, header["mesh"]), place, peers, tasks, reduction)

@@ -17,9 +17,11 @@ from torch import nn
 
 import dasktrain as dt
 from dasktrain import buckets
-from dasktrain.cut import Cut, small_for
 from dasktrain.errors import BadInput
 from dasktrain.messages import Bucket, Header, Vector
+from dasktrain.reduce import Node
+from dasktrain.strategies import Strategy
+from dasktrain.topology import AMONG, Reduction
 from dasktrain.wire import bandwidth
 from dasktrain.wire.channel import Channel, Message
 from tests.cluster.test_shared_memory import pids
@@ -29,8 +31,6 @@ from tests.saboteurs import Once
 
 WORKERS, SHARDS = 3, 4
 NUMBERS = sum(parameter.numel() for parameter in made().parameters())
-#: buckets of a gradient
-BUCKETS = len(Cut(NUMBERS, small_for(NUMBERS, WORKERS)).offsets)
 
 
 class Hosts(LocalCluster):
@@ -86,16 +86,21 @@ class Notes(dt.Observer):
 
 
 @pytest.fixture
-def came(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
-    """Count the buckets that come to the driver, by the nodes they are of."""
-    nodes, add = Counter[tuple[int, int]](), buckets.Incoming.add
+def came(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[Node, int]]:
+    """Count how often each bucket of each node comes to the driver."""
+    seen, add = Counter[tuple[Node, int]](), buckets.Incoming.add
 
     def noted(incoming: buckets.Incoming, bucket: Bucket) -> None:
-        nodes[bucket.start, bucket.stop] += 1
+        seen[(bucket.start, bucket.stop), bucket.offset] += 1
         add(incoming, bucket)
 
     monkeypatch.setattr(buckets.Incoming, "add", noted)
-    return nodes
+    return seen
+
+
+def once_each(came: Counter[tuple[Node, int]], sums: int = ROUNDS) -> bool:
+    """Return whether the sum of all has come in several buckets, each once of each sum, and nothing else."""
+    return len(came) > 1 and set(came.values()) == {sums} and {node for node, _ in came} == {(0, SHARDS)}
 
 
 @pytest.fixture
@@ -112,9 +117,12 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> dict[Channel, list[int]]:
     return sizes
 
 
-def fit(client: object, module: nn.Module, *observers: dt.Observer, **settings: Any) -> dt.Result:
+def fit(
+    client: object, module: nn.Module, *observers: dt.Observer, strategy: Strategy | None = None, **settings: Any
+) -> dt.Result:
     """Train some rounds, and validate."""
     trainer = PROBLEM.trainer(list(observers))
+    trainer.strategy = strategy or trainer.strategy
     trainer.model = lambda schema: module
     torch.manual_seed(0)
     given = {"batch_size": 50, "shards": SHARDS, "max_rounds": ROUNDS, "seed": 7} | settings
@@ -132,16 +140,29 @@ def wanted() -> str:
     return fit(dt.LocalWire(), made(), reduction="sharded").digest
 
 
-def test_each_sum_comes_once_from_its_owner(remote: Client, wanted: str, came: Counter[tuple[int, int]]) -> None:
+@pytest.mark.parametrize("reduction", AMONG)
+def test_each_sum_comes_once_from_whom_it_is_complete_with(
+    remote: Client, wanted: str, came: Counter[tuple[Node, int]], reduction: Reduction
+) -> None:
     notes = Notes()
-    assert fit(remote, made(), notes, reduction="sharded").digest == wanted
-    assert came == {(0, SHARDS): ROUNDS * BUCKETS}
-    assert [text for text in notes.told if "reduce among themselves (sharded)" in text]
+    assert fit(remote, made(), notes, reduction=reduction).digest == wanted
+    assert once_each(came)
+    assert [text for text in notes.told if "reduce among themselves" in text and f"({reduction})" in text]
 
 
-def test_flat_sends_all_of_them_to_the_driver(remote: Client, wanted: str, came: Counter[tuple[int, int]]) -> None:
+@pytest.mark.parametrize("reduction", AMONG)
+def test_how_far_shards_have_come_by_themselves_is_added_likewise(
+    remote: Client, came: Counter[tuple[Node, int]], reduction: Reduction
+) -> None:
+    alone = fit(dt.LocalWire(), made(), strategy=dt.LocalSGD(steps=2)).digest
+    came.clear()
+    assert fit(remote, made(), strategy=dt.LocalSGD(steps=2), reduction=reduction).digest == alone
+    assert once_each(came, ROUNDS // 2)
+
+
+def test_flat_sends_all_of_them_to_the_driver(remote: Client, wanted: str, came: Counter[tuple[Node, int]]) -> None:
     assert fit(remote, made(), reduction="flat").digest == wanted
-    assert (0, SHARDS) not in came
+    assert (0, SHARDS) not in {node for node, _ in came}
 
 
 def test_auto_tells_what_it_chose(remote: Client, wanted: str) -> None:
@@ -162,8 +183,8 @@ def test_links_are_probed_with_few_bytes_at_first_where_it_depends_on_them(
 
 @pytest.mark.parametrize(
     ("module", "reduction"),
-    [(made(), "flat"), (made(), "sharded"), (nn.Linear(6, 3), "auto")],
-    ids=["flat", "sharded", "nothing to own for one"],
+    [(made(), "flat"), (nn.Linear(6, 3), "sharded"), (nn.Linear(6, 3), "auto")],
+    ids=["flat", "nothing to own for one", "nothing to choose"],
 )
 def test_links_are_not_probed_where_nothing_depends_on_them(
     remote: Client, probes: dict[Channel, list[int]], module: nn.Module, reduction: str
@@ -194,32 +215,34 @@ def test_a_probe_that_takes_too_long_costs_no_worker(
 def test_validation_is_the_same(remote: Client) -> None:
     figures = [
         fit(client, made(), reduction=reduction, max_rounds=None, epochs=1, validation=PROBLEM.data).history[-1]
-        for client, reduction in ((dt.LocalWire(), "flat"), (remote, "sharded"))
+        for client, reduction in ((dt.LocalWire(), "flat"), (remote, "sharded"), (remote, "tree"))
     ]
-    assert figures[0]["valid_loss"] == figures[1]["valid_loss"]
+    assert len({found["valid_loss"] for found in figures}) == 1
 
 
+@pytest.mark.parametrize("reduction", AMONG)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
 def test_one_that_is_struck_in_a_round_changes_no_bit(
-    remote: Client, wanted: str, tmp_path: Path, number: signal.Signals
+    remote: Client, wanted: str, tmp_path: Path, number: signal.Signals, reduction: Reduction
 ) -> None:
+    """Along a tree over four shards the second adds the first half, or all."""
     once, struck = Once(tmp_path), pids(remote)[1]
     try:
-        assert fit(remote, made(struck, number, once), reduction="sharded").digest == wanted
+        assert fit(remote, made(struck, number, once), reduction=reduction).digest == wanted
     finally:
         with suppress(ProcessLookupError):  # it was killed
             os.kill(struck, signal.SIGCONT)
     assert not once(), "nobody was struck"
 
 
-def test_peers_meet_by_tls_on_a_cluster_that_has_it(wanted: str, came: Counter[tuple[int, int]]) -> None:
+def test_peers_meet_by_tls_on_a_cluster_that_has_it(wanted: str, came: Counter[tuple[Node, int]]) -> None:
     notes = Notes()
     with ExitStack() as ends:
         client = ends.enter_context(cluster_of(protocol="tls", security=Security.temporary()))
         ends.enter_context(dask.config.set({"dasktrain.shared-memory": False}))
         client.wait_for_workers(WORKERS, timeout=60)
         assert fit(client, made(), notes, reduction="sharded").digest == wanted
-    assert came == {(0, SHARDS): ROUNDS * BUCKETS}, "\n".join(notes.told)
+    assert once_each(came), "\n".join(notes.told)
 
 
 def test_another_way_is_refused() -> None:

@@ -15,16 +15,17 @@ import pytest
 from distributed import Client, Worker
 
 import dasktrain as dt
-from dasktrain.cut import Cut, small_for
-from dasktrain.messages import Answer, Header, Task
+from dasktrain.messages import Answer, Bucket, Header, Task, encode_reply
+from dasktrain.reduce import Node
+from dasktrain.topology import AMONG, Reduction
 from dasktrain.wire import dask as on_dask
 from dasktrain.wire import together
-from dasktrain.wire.owners import Owners
 from dasktrain.wire.parties import Ask
+from dasktrain.wire.peers import Peers
 from dasktrain.wire.shared import POSSIBLE
 from dasktrain.wire.ways import Way
 from tests.cluster import test_sharded
-from tests.cluster.test_sharded import NUMBERS, ROUNDS, SHARDS, Notes, cluster_of, fit, made
+from tests.cluster.test_sharded import Notes, cluster_of, fit, made, once_each
 from tests.cluster.test_shared_memory import eventually, held_by_workers, pids
 from tests.cluster.test_together import strike_before_it_gives
 from tests.leftovers import assert_left
@@ -33,8 +34,6 @@ from tests.saboteurs import Once
 
 HOSTS, EACH = 2, 2
 WORKERS = HOSTS * EACH
-#: buckets of a gradient
-BUCKETS = len(Cut(NUMBERS, small_for(NUMBERS, HOSTS)).offsets)
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="This system must have anonymous memory that can be sealed")
 
@@ -71,13 +70,15 @@ def wanted() -> str:
     return fit(dt.LocalWire(), made(), reduction="sharded").digest
 
 
-def test_each_sum_comes_once_from_the_host_that_owns_it(
-    remote: Client, wanted: str, came: Counter[tuple[int, int]]
+@pytest.mark.parametrize("reduction", AMONG)
+def test_each_sum_comes_once_from_the_host_that_it_is_complete_with(
+    remote: Client, wanted: str, came: Counter[tuple[Node, int]], reduction: Reduction
 ) -> None:
     notes = Notes()
-    assert fit(remote, made(), notes, reduction="sharded").digest == wanted
-    assert came == {(0, SHARDS): ROUNDS * BUCKETS}
-    assert [text for text in notes.told if "4 workers on 2 hosts reduce among themselves (sharded)" in text]
+    assert fit(remote, made(), notes, reduction=reduction).digest == wanted
+    assert once_each(came)
+    told = [text for text in notes.told if "4 workers on 2 hosts reduce among themselves" in text]
+    assert [f"({reduction})" in text for text in told] == [True]
 
 
 @pytest.mark.parametrize(
@@ -97,37 +98,44 @@ def test_one_that_is_struck_in_a_round_changes_no_bit(
     assert not once(), "nobody was struck"
 
 
-def answer_late(once: Once, pause: float) -> None:
-    """Have this worker deliver its peers' sums, once, but tell the driver of that only after a while."""
-    from dasktrain.wire.sharded import Member
+def deliver_late(once: Once, pause: float) -> None:
+    """Have this worker send the driver what it adds only a while after its peers know that they are done, once."""
+    from dasktrain.wire.member import DRIVER, Member
 
-    finish = Member.finish
+    give, finish, held = Member._give, Member.finish, list[Bucket]()
+
+    def holding(member: Member, bucket: Bucket) -> None:
+        is_last = member._routes.adder(bucket.offset, (bucket.start, bucket.stop)) == DRIVER
+        held.append(bucket) if is_last else give(member, bucket)
 
     def late(member: Member, *given: Any) -> Header:
         header = finish(member, *given)
         if once():
             Event().wait(pause)
+        while held:
+            member._channel.send(*encode_reply(held.pop()))
         return header
 
+    Member._give = holding  # type: ignore[method-assign]
     Member.finish = late  # type: ignore[method-assign]
 
 
 def test_what_a_lost_one_had_passed_on_is_asked_anew(
     remote: Client, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is killed when its answers wait for another to tell what it has delivered."""
+    """It is killed when its answers wait for what another is to send."""
     processes, lost, asked = remote.run(os.getpid), list[Ask](), list[Ask]()
     first, _, other, _ = sorted(processes)
-    passed, forget, post = Owners.passed, Owners.forget, on_dask.DaskWire._post
+    answered, forget, post = Peers.answered, Peers.forget, on_dask.DaskWire._post
 
-    def killing(owners: Owners, peer: str, worker: str, answer: Answer) -> bool:
-        counts = passed(owners, peer, worker, answer)
-        if peer == first and not counts and not lost:
+    def killing(peers: Peers, worker: str, answer: Answer, missed: frozenset[int] | None) -> bool:
+        counts = answered(peers, worker, answer, missed)
+        if worker == first and first in peers.held and not lost:
             os.kill(processes[first], signal.SIGKILL)
         return counts
 
-    def noted(owners: Owners, worker: str) -> list[Ask]:
-        found = forget(owners, worker)
+    def noted(peers: Peers, worker: str) -> list[Ask]:
+        found = forget(peers, worker)
         lost.extend(found)
         return found
 
@@ -136,9 +144,9 @@ def test_what_a_lost_one_had_passed_on_is_asked_anew(
         post(wire, worker, task, way)
 
     monkeypatch.setattr(on_dask.DaskWire, "_post", posting)
-    monkeypatch.setattr(Owners, "passed", killing)
-    monkeypatch.setattr(Owners, "forget", noted)
-    remote.run(answer_late, Once(tmp_path), 1.0, workers=[other])
+    monkeypatch.setattr(Peers, "answered", killing)
+    monkeypatch.setattr(Peers, "forget", noted)
+    remote.run(deliver_late, Once(tmp_path), 1.0, workers=[other])
     assert fit(remote, made(), reduction="sharded").digest == wanted
     assert [task.start for _, task in lost] == [1]
     assert asked.count(lost[0]) == 2

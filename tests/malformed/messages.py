@@ -37,7 +37,7 @@ from dasktrain.touched import Touched
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.shared import SharedChannel, Store, accept
 from dasktrain.wire.tables import Changes, Copy
-from dasktrain.wire.ways import Joint, Sharded, Via, decode_way, encode_way
+from dasktrain.wire.ways import Among, Joint, Via, decode_way, encode_way
 from tests.malformed.mutations import JUNK, changed_bytes, changed_value
 from tests.small import fit, table
 
@@ -48,7 +48,7 @@ NUMBERS = np.arange(6, dtype=np.float32)
 ROWS = Touched(np.array([1, 5]), NUMBERS[:4].reshape(2, 2))
 PARTIALS = (Partial(2, 3, NUMBERS, None, (ROWS,)), Partial(3, 5, NUMBERS, NUMBERS.astype(np.float64)))
 Message = tuple[dict[str, Any], Sequence[Any]]
-SHARDED = Sharded("name", 1, ("tcp://a", "tcp://b"), (replace(TASK, start=0, stop=2), TASK))
+SHARDED = Among("name", 1, ("tcp://a", "tcp://b"), (replace(TASK, start=0, stop=2), TASK))
 UPDATED = State(NUMBERS, np.arange(9, dtype=np.uint8), (Table(2, rows=2, width=2, changed=np.array([1])),))
 
 

@@ -1,10 +1,10 @@
-"""wire/sharded.py: peers pass parameters on and add buckets up, and nobody is waited for without an end."""
+"""wire/member.py: peers pass parameters on and add buckets up, and nobody is waited for without an end."""
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,21 @@ from dasktrain.messages import (
     Failure,
     Partial,
     Reply,
+    Vector,
     decode_places,
     decode_reply,
+    encode_end,
     encode_part,
     encode_reply,
 )
 from dasktrain.reduce import Node, subtrees
-from dasktrain.wire import sharded
+from dasktrain.topology import AMONG, Reduction
+from dasktrain.wire import member
 from dasktrain.wire.channel import Channel
 from dasktrain.wire.lines import Lines
-from dasktrain.wire.owners import parts
-from dasktrain.wire.sharded import DELIVERED, LACKS, SENT_AGAIN, WAITS, Member, tops
-from dasktrain.wire.ways import Sharded, decode_way, encode_way
+from dasktrain.wire.member import LACKS, MISSED, SENT_AGAIN, WAITS, Member
+from dasktrain.wire.routes import routes_along
+from dasktrain.wire.ways import Among, decode_way, encode_way
 from tests.test_buckets import summed
 from tests.test_together import (
     NUMBERS,
@@ -49,20 +52,21 @@ from tests.test_together import (
 PARAMETERS = np.arange(NUMBERS, dtype=np.float32)
 OFFSETS = range(0, NUMBERS, SIZE)
 SHARES: tuple[Node, ...] = ((0, 3), (3, 5), (5, 8))
+WHOLE = replace(TASK, start=0, stop=SHARDS)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have buckets of a few numbers, and nobody late because this machine has other things to do."""
     monkeypatch.setattr(cut, "SIZE", SIZE)
-    monkeypatch.setattr(sharded, "SILENCE", PATIENCE)
-    monkeypatch.setattr(sharded, "LOOK", 0.05)
+    monkeypatch.setattr(member, "SILENCE", PATIENCE)
+    monkeypatch.setattr(member, "LOOK", 0.05)
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody wait for long."""
-    monkeypatch.setattr(sharded, "SILENCE", 0.3)
+    monkeypatch.setattr(member, "SILENCE", 0.3)
 
 
 class Meshes:
@@ -72,13 +76,10 @@ class Meshes:
         self._ends: dict[tuple[str, int, int], Channel] = {}
         self._lock = Lock()
 
-    def meet(self, way: Sharded, meanwhile: Callable[[], None]) -> Lines:
-        """Return a peer's lines to all others."""
-        lines = Lines()
-        for place in range(len(way.peers)):
-            if place != way.place:
-                lines.add(place, self.end(way.mesh, way.place, place))
-        return lines
+    def meet(self, way: Among, places: Iterable[int], lines: Lines, meanwhile: Callable[[], None]) -> None:
+        """Add a peer's lines to some others."""
+        for place in places:
+            lines.add(place, self.end(way.mesh, way.place, place))
 
     def end(self, mesh: str, place: int, other: int) -> Channel:
         """Return one end of a connection, once."""
@@ -108,11 +109,11 @@ class Peer:
         self.channel.close()
         self.driver.close()
 
-    def asked(self, way: Sharded) -> None:
+    def asked(self, way: Among) -> None:
         """Be sent what belongs to a round."""
         self.task = way.tasks[way.place]
         self.way: Any = decode_way(encode_way(way), self.task)
-        for part in parts(way, PARAMETERS, SIZE):
+        for part in given(way):
             self.driver.send(*part)
 
     def begin(self) -> None:
@@ -149,9 +150,10 @@ class Peer:
         return replies
 
     @property
-    def delivered(self) -> frozenset[int]:
-        """Whose sums came with the last answer that was seen."""
-        return decode_places(self.headers[-1], DELIVERED)
+    def missed(self) -> frozenset[int]:
+        """Whom it missed, as the last answer says that was seen."""
+        assert MISSED in self.headers[-1]
+        return decode_places(self.headers[-1], MISSED)
 
 
 @pytest.fixture
@@ -165,19 +167,36 @@ def peers(meshes: Meshes) -> Iterator[Callable[..., list[Peer]]]:
     """Return what makes peers, each with some shards."""
     with ExitStack() as ends:
 
-        def make(*shares: Node, mesh: str = "mesh") -> list[Peer]:
+        def make(*shares: Node, mesh: str = "mesh", reduction: Reduction = "sharded") -> list[Peer]:
             found = [ends.enter_context(closing(Peer(meshes))) for _ in shares]
-            ask(found, shares, mesh)
+            ask(found, shares, mesh, reduction=reduction)
             return found
 
         yield make
 
 
-def ask(peers: Sequence[Peer], shares: Sequence[Node], mesh: str = "mesh", round: int = 0, is_new: bool = True) -> None:
+def given(way: Among | None, parameters: Vector = PARAMETERS) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    """Yield the parameters that the driver gives a peer, if it is one."""
+    if way is None:
+        return
+    routes = routes_along(way.reduction, [(task.start, task.stop) for task in way.tasks], SHARDS, STREAM.cut)
+    for offset in routes.given(way.place):
+        whole = replace(way.tasks[way.place], start=0, stop=SHARDS)
+        yield encode_part(whole, offset, parameters[STREAM.cut.place(offset)])
+
+
+def ask(
+    peers: Sequence[Peer],
+    shares: Sequence[Node],
+    mesh: str = "mesh",
+    round: int = 0,
+    is_new: bool = True,
+    reduction: Reduction = "sharded",
+) -> None:
     tasks = tuple(replace(TASK, start=start, stop=stop, round=round) for start, stop in shares)
     addresses = tuple(f"tcp://{place}" for place in range(len(peers)))
     for place, peer in enumerate(peers):
-        peer.asked(Sharded(mesh, place, addresses, tasks, is_new))
+        peer.asked(Among(mesh, place, addresses, tasks, reduction, is_new))
 
 
 def nodes_of(replies: Sequence[Reply]) -> list[tuple[int, Node]]:
@@ -201,7 +220,7 @@ def test_the_driver_sends_parameters_once_and_gets_each_sum_once(
             ]
             assert of_answers(sent) == [shares[place]]
             assert isinstance(sent[-1], Answer)
-            assert worker.delivered == set(range(len(shares)))
+            assert worker.missed == set()
             replies += sent
         assert total(replies) == wanted()
         ask(workers, shares, round=round + 1, is_new=round == 1)  # told once, and told again
@@ -222,17 +241,6 @@ def test_of_another_round_nothing_is_sent_again(peers: Callable[..., list[Peer]]
     assert (workers[0].sent(), [header["mark"] for header in workers[0].headers]) == ([], [SENT_AGAIN])
 
 
-def test_parameters_are_dealt_to_owners() -> None:
-    sent: list[int] = []
-    for place in range(3):
-        way = Sharded("mesh", place, ("a", "b", "c"), (TASK,) * 3)
-        found = [header["part"] for header, _ in parts(way, PARAMETERS, SIZE)]
-        assert {STREAM.cut.owner(offset, 3) for offset in found} <= {place}
-        sent += found
-    assert sorted(sent) == list(OFFSETS)
-    assert list(parts(None, PARAMETERS, SIZE)) == []
-
-
 def test_only_what_belongs_to_a_node_is_added(peers: Callable[..., list[Peer]]) -> None:
     """The others' shards are of workers on the driver's host."""
     shares = ((1, 3), (3, 4), (6, 8))
@@ -240,12 +248,10 @@ def test_only_what_belongs_to_a_node_is_added(peers: Callable[..., list[Peer]]) 
     all_at_once(*(worker.round for worker in workers))
     for place, worker in enumerate(workers):
         owned = [offset for offset in OFFSETS if STREAM.cut.owner(offset, 3) == place]
-        assert nodes_of(worker.sent()) == [(at, node) for at in owned for node in ((1, 2), (2, 4), (6, 8))]
-
-
-def test_tops_cover_what_is_computed() -> None:
-    tasks = [replace(TASK, start=start, stop=stop) for start, stop in ((4, 6), (0, 3), (3, 4))]
-    assert list(tops(tasks, SHARDS)) == [(0, 4), (4, 6)]
+        alone = ([(1, 2)], [], [(6, 8)])[place]  # there is nothing to add to these
+        assert nodes_of(worker.sent()) == sorted(
+            [(at, (2, 4)) for at in owned] + [(at, node) for at in OFFSETS for node in alone]
+        )
 
 
 @pytest.mark.parametrize("empty", [0, 1, 2])
@@ -330,7 +336,7 @@ def test_what_an_owner_does_not_deliver_is_sent_again(
     lost(meshes, gone)
     all_at_once(*(other.compute for other in others))
     replies = [reply for other in others for reply in other.sent()]
-    assert [other.delivered for other in others] == [{0, 1}, {0, 1}]
+    assert [other.missed for other in others] == [{2}, {2}]
     for other in others:
         other.member.send_again(other.task, {2})
         replies += other.sent()
@@ -353,7 +359,7 @@ def test_whoever_is_late_sends_what_it_has(peers: Callable[..., list[Peer]]) -> 
     replies = [reply for other in others for reply in other.sent()]
     late.compute()
     replies += late.sent()
-    assert late.delivered == {0, 1, 2}  # the others had sent it theirs
+    assert late.missed == set()  # the others had sent it theirs
     late.member.send_again(late.task, {0, 1})
     assert total([*replies, *late.sent()]) == wanted()
 
@@ -366,15 +372,38 @@ def test_what_one_raises_is_told_and_the_others_go_on(peers: Callable[..., list[
     assert failing.sent() == [failure]
     for other in others:
         assert of_answers(other.sent()) == [(other.task.start, other.task.stop)]
-        assert other.delivered == {0, 1}
+        assert other.missed == {2}
 
 
 def test_whoever_waits_gives_signs(peers: Callable[..., list[Peer]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharded, "SILENCE", 1.0)
+    monkeypatch.setattr(member, "SILENCE", 1.0)
     first, *_ = peers(*SHARES)
     first.begin()
     first.sent()
     assert len([header for header in first.headers if header["mark"] == WAITS]) > 2
+
+
+@pytest.mark.parametrize("reduction", AMONG)
+def test_whoever_still_meets_others_has_those_wait_that_it_met(
+    peers: Callable[..., list[Peer]], reduction: Reduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than they would without a sign."""
+    monkeypatch.setattr(member, "SILENCE", 0.4)
+    workers = peers(*SHARES, reduction=reduction)
+    giver = workers[1]  # of parameters, by both ways
+    meet = giver.member._meet
+
+    def slowly(way: Among, places: Iterable[int], lines: Lines, meanwhile: Callable[[], None]) -> None:
+        meet(way, places, lines, meanwhile)
+        for _ in range(20):
+            meanwhile()
+            Event().wait(0.05)
+
+    giver.member._meet = slowly
+    all_at_once(*(worker.round for worker in workers))
+    for worker in workers:
+        worker.sent()
+        assert (worker.parameters.tobytes(), worker.missed) == (PARAMETERS.tobytes(), set())
 
 
 def test_whoever_waits_ends_with_the_driver(peers: Callable[..., list[Peer]]) -> None:
@@ -397,9 +426,12 @@ NONSENSE: dict[str, tuple[dict[str, Any], Sequence[Any]]] = {
     "is too little": encode_reply(Bucket(OTHER, 3, 4, 0, ONES[1:])),
     "is of another dtype": encode_reply(Bucket(OTHER, 3, 4, 0, ONES.astype(np.float64))),
     "is a failure": encode_reply(Failure("ReplicaError", "no", task=OTHER)),
-    "answers of no node": encode_reply(Answer(OTHER, (Partial(3, 5, None, None),), 0.01)),
-    "is parameters that are here": encode_part(OTHER, SIZE, ONES),
-    "is parameters of nowhere": encode_part(OTHER, SIZE + 1, ONES),
+    "is an answer": encode_reply(Answer(OTHER, (), 0.01)),
+    "ends another's node": (encode_end(WHOLE, [(0, 2)], []), []),
+    "ends another round's": (encode_end(replace(WHOLE, round=1), [(3, 4)], []), []),
+    "is nothing of no node": (encode_end(WHOLE, [], [(3, 5)]), []),
+    "is parameters that are here": encode_part(WHOLE, SIZE, ONES),
+    "is parameters of nowhere": encode_part(WHOLE, SIZE + 1, ONES),
     "makes no sense": ({"abc": 1}, []),
 }
 
@@ -413,7 +445,7 @@ def test_whoever_makes_no_sense_is_not_listened_to(peers: Callable[..., list[Pee
     meshes.end("mesh", 1, 0).send(*NONSENSE[what])
     first.compute()
     replies = first.sent()
-    assert first.delivered == {0}
+    assert first.missed == {1, 2}
     assert all(reply.start < 3 for reply in replies if isinstance(reply, Bucket))
 
 
@@ -421,10 +453,10 @@ def test_whoever_makes_no_sense_is_not_listened_to(peers: Callable[..., list[Pee
 @pytest.mark.parametrize(
     "part",
     [
-        encode_part(OTHER, 0, ONES),
-        encode_part(OTHER, SIZE, ONES[1:]),
-        encode_part(OTHER, SIZE, ONES.astype(np.float64)),
-        encode_part(replace(OTHER, round=1), SIZE, ONES),
+        encode_part(WHOLE, 0, ONES),
+        encode_part(WHOLE, SIZE, ONES[1:]),
+        encode_part(WHOLE, SIZE, ONES.astype(np.float64)),
+        encode_part(replace(WHOLE, round=1), SIZE, ONES),
     ],
     ids=["another owner's", "too few", "of another dtype", "of another round"],
 )
@@ -442,9 +474,9 @@ def test_nobody_is_met_twice_in_a_mesh_and_all_anew_in_another(peers: Callable[.
     met: list[str] = []
     for worker in workers:
         meet = worker.member._meet
-        worker.member._meet = lambda way, also, meet=meet: met.append(way.mesh) or meet(way, also)  # type: ignore[misc]
+        worker.member._meet = lambda way, *rest, meet=meet: met.append(way.mesh) or meet(way, *rest)  # type: ignore[misc]
     for round, mesh in enumerate(("mesh", "mesh", "other")):
         all_at_once(*(worker.round for worker in workers))
-        assert all(worker.delivered == {0, 1, 2} for worker in workers if worker.sent())
+        assert all(worker.missed == set() for worker in workers if worker.sent())
         ask(workers, SHARES, ("mesh", "other", "none")[round], round + 1)
         assert met.count(mesh) == 3
