@@ -364,6 +364,32 @@ def test_whoever_is_late_sends_what_it_has(peers: Callable[..., list[Peer]]) -> 
     assert total([*replies, *late.sent()]) == wanted()
 
 
+@pytest.mark.usefixtures("hasty")
+def test_whoever_cannot_send_says_to_whom(peers: Callable[..., list[Peer]], meshes: Meshes) -> None:
+    """Along a tree the first of two awaits nothing of the second, which adds up what both sum, and reads no more."""
+    first, second = peers((0, 4), (4, 8), reduction="tree")
+    all_at_once(first.begin, second.begin)
+    line = meshes.end("mesh", 0, 1)
+    while not line._out:  # until the system takes no more
+        line.post({"mark": WAITS}, [bytes(1 << 16)])
+        line.flush()
+    first.compute()
+    assert (first.sent()[-1], first.missed) == (answer(first.task, (0, 4)), {1})
+
+
+def test_whoever_cannot_be_met_is_not_waited_for(peers: Callable[..., list[Peer]]) -> None:
+    first, *_ = peers(*SHARES)
+    meet = first.member._meet
+
+    def missing(way: Among, places: Iterable[int], lines: Lines, meanwhile: Callable[[], None]) -> None:
+        meet(way, set(places) - {2}, lines, meanwhile)
+
+    first.member._meet = missing
+    first.begin()  # others would be waited for until this test is late
+    first.sent()
+    assert (first.headers[-1]["mark"], first.headers[-1]["places"]) == (LACKS, [2])
+
+
 def test_what_one_raises_is_told_and_the_others_go_on(peers: Callable[..., list[Peer]]) -> None:
     *others, failing = workers = peers(*SHARES)
     all_at_once(*(worker.begin for worker in workers))
@@ -404,6 +430,7 @@ def test_whoever_still_meets_others_has_those_wait_that_it_met(
     for worker in workers:
         worker.sent()
         assert (worker.parameters.tobytes(), worker.missed) == (PARAMETERS.tobytes(), set())
+        assert worker is giver or worker.member.patience > 0.8, "sums may take as long as parameters did"
 
 
 def test_whoever_waits_ends_with_the_driver(peers: Callable[..., list[Peer]]) -> None:

@@ -478,11 +478,7 @@ def test_who_ended_all_lines_in_a_round_that_is_over_is_connected_anew() -> None
 
 def test_whoever_does_not_send_again_is_late_and_others_do_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of eight along a tree the one with all sums dies, and the one that has sent it those of the first half stops."""
-    workers = tuple(f"tcp://10.0.0.{number}:9" for number in range(8))
-    found = known(*workers, reduction="tree")
-    given = asks(workers)
-    assert set(found.ways(given, {})) == set(workers)
-    tasks = dict(given)
+    (found, tasks), workers = along_a_tree(), EIGHT
     for worker in workers[:4]:
         found.answered(worker, answer(tasks[worker]), NOBODY)
     found.forget(workers[4])
@@ -507,6 +503,35 @@ def test_whoever_does_not_send_again_is_late_and_others_do_for_it(monkeypatch: p
     for offset in OFFSETS[:-1]:
         found.received("tcp://spare:9", bucket(offset, (2, 3)))
     assert [worker for worker, _ in found.complete()] == [workers[2]]
+
+
+EIGHT = tuple(f"tcp://10.0.0.{number}:9" for number in range(8))
+
+
+def along_a_tree() -> tuple[Peers, dict[str, Task]]:
+    """Begin a round of eight that sum a shard each."""
+    found, given = known(*EIGHT, reduction="tree"), asks(EIGHT)
+    assert set(found.ways(given, {})) == set(EIGHT)
+    return found, dict(given)
+
+
+def test_only_what_was_missed_is_sent_again_by_whoever_has_most_of_it() -> None:
+    """The third adds up the first half, and has not got what the second added up for the first and itself."""
+    found, tasks = along_a_tree()
+    for place, worker in enumerate(EIGHT):
+        found.answered(worker, answer(tasks[worker]), frozenset({1}) if place == 2 else NOBODY)
+    for offset in OFFSETS:
+        for node in ((2, 4), (4, 8)):
+            found.received(EIGHT[4], bucket(offset, node))
+    assert [worker for worker, _ in found.complete()] == list(EIGHT[2:])
+    assert list(found.to_send_again()) == [(EIGHT[1], tasks[EIGHT[1]], {2})]
+
+
+def test_whoever_misses_all_whom_it_knows_is_left_out_itself() -> None:
+    found, tasks = along_a_tree()
+    found.lacks(EIGHT[2], tasks[EIGHT[2]], frozenset({1, 3, 4}))  # of eight
+    found.end()
+    assert set(found.ways(asks(EIGHT, replace(TASK, round=1)), {})) == set(EIGHT) - {EIGHT[2]}
 
 
 # -- several on a host ------------------------------------------------------------------------------------------------
@@ -641,3 +666,8 @@ def test_the_end_of_a_round_frees_those_whose_answers_were_passed_on() -> None:
     found.end()
     assert freed(found) == list(PAIRS[:2])
     assert found.passed(PAIRS[2], PAIRS[3], answer(tasks[PAIRS[3]]))
+
+
+def test_what_is_passed_on_by_none_of_the_peers_counts_at_once() -> None:
+    found, tasks = paired()
+    assert found.passed(PAIRS[0] + "8", PAIRS[1], answer(tasks[PAIRS[1]]))
