@@ -92,6 +92,9 @@ class Echo:
     def forget(self, task: Task) -> None:
         """Nothing is kept."""
 
+    def recut(self, bucket: int) -> None:
+        """Nothing to cut."""
+
     def ahead(self, task: Task) -> None:
         """Nothing to get ready."""
 

@@ -142,6 +142,16 @@ def test_whoever_is_slow_to_attach_is_counted_in(reduction: Reduction, monkeypat
     assert set(found.ways(asks(), {})) == set(WORKERS)
 
 
+def test_where_nobody_chooses_buckets_are_as_large_as_can_be() -> None:
+    """As with payloads that are compressed."""
+    found = Peers()
+    found.settle()
+    found.add(WORKERS[0], None)
+    found.add(WORKERS[1], None)
+    found.settle()
+    assert (found.bucket, found.chosen()) == (cut.SIZE, "")
+
+
 def test_those_that_cannot_are_left_out() -> None:
     found = known(*WORKERS[:3])
     assert set(found.ways(asks(), {})) == set(WORKERS[:3])
