@@ -109,7 +109,7 @@ class Member:
 
         `meanwhile` is called now and then while they come.
         """
-        self._task, self._way, self._kept = task, self._known(task, way), []
+        self._task, self._way, self._kept = task, self._known(way), []
         self._whole = self._round_of(task)
         self._expect(task.kind == "train")
         self._connect(meanwhile)
@@ -146,7 +146,7 @@ class Member:
             if other not in self._lines:
                 self._lose(other)
 
-    def _known(self, task: Task, way: Among) -> Among:
+    def _known(self, way: Among) -> Among:
         """Return a way with all that was told of it when its mesh was new."""
         if way.is_new:
             runs = [(task.start, task.stop) for task in way.tasks]
@@ -154,7 +154,7 @@ class Member:
             return way
         if (way.mesh, way.place) != (self._way.mesh, self._way.place):
             raise WireError("Peers must be told before they reduce, however they were not; report this")
-        return replace(self._way, tasks=tuple(replace(task, start=t.start, stop=t.stop) for t in self._way.tasks))
+        return self._way
 
     def _round_of(self, task: Task) -> Task:
         return replace(task, start=0, stop=self._stream.shards)

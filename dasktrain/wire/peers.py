@@ -200,12 +200,10 @@ class Peers:
         Return whether it counts at once, since it is none of a peer.
         """
         round = self._round
-        if missed and (round is None or round.tasks.get(worker) != answer.task):
-            self._mesh = None  # who missed another in an earlier round has ended all lines
-        if round is None:
-            return True
-        if round.tasks.get(worker) != answer.task:
-            if round.faulty:
+        if round is None or round.tasks.get(worker) != answer.task:
+            if missed:
+                self._mesh = None  # who missed another in an earlier round meets no more in its mesh
+            if round is not None and round.faulty:
                 round.stir()  # it may have computed what was lost
             return True
         self._blame(round, round.places[worker], missed or frozenset())
@@ -223,7 +221,7 @@ class Peers:
         """Take note that parameters have not come to a worker; return whether it is still to have them."""
         round = self._round
         if round is None or round.tasks.get(worker) != task:
-            self._mesh = None  # it has ended all lines
+            self._mesh = None  # it meets no more in its mesh
             self._complete.append((worker, Answer(task, (), 0.0)))
             return False
         round.lose([round.places[worker]])

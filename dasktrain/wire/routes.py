@@ -178,7 +178,7 @@ class AlongTree(Routes):
     """A node's sum is added up by the peer that sums the first shard of its right part, its hub.
 
     Each shard but the first is where one node splits, so that a peer with a shard is the hub of one. Sums go from hub
-    to hub, parameters back; a peer sends as much as two of its links carry, whatever the number of peers.
+    to hub, parameters back; as a rule a peer sends two sums, and the parameters twice, whatever the number of peers.
     """
 
     def __init__(self, runs: Sequence[Node], shards: int, cut: Cut) -> None:
