@@ -14,7 +14,7 @@ from dasktrain.accumulate import Accumulator, Gradients, Sum, parts
 from dasktrain.errors import BadInput, ModelError
 from dasktrain.messages import Task
 from dasktrain.norms import clip
-from dasktrain.optimizers import MakeOptimizer, MakeScheduler, check_optimizer, settle
+from dasktrain.optimizers import MakeOptimizer, MakeScheduler, check_optimizer, settle, take_step
 from dasktrain.players import Players
 from dasktrain.state import optimizer_bytes
 from dasktrain.vector import FlatParameters, Layout, trainable
@@ -239,7 +239,7 @@ class Walk:
         if self._inner.clip_norm is not None:
             own = [each.grad for each in self._parameters.parameters.values() if each.grad is not None]
             clip(self._inner.clip_norm, *own)
-        self._optimizer.step()
+        take_step(self._optimizer)
         self._parameters.store()
 
     def _end(self) -> Gradients:

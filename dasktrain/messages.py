@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dasktrain.cut import Cut
 from dasktrain.errors import WireError
+from dasktrain.steps import Steps
 from dasktrain.touched import Touched
 
 Header = dict[str, Any]
@@ -76,12 +77,15 @@ class State:
     change : Vector or None
         (any,) uint8, packed: what was added to the parameters of the state before; empty: they are anew. None: nobody
         keeps count of changes.
+    steps : Steps or None
+        How parameters were stepped, if others can do that as well.
     """
 
     parameters: Vector
     buffers: Vector
     tables: tuple[Table, ...] = ()
     change: Vector | None = None
+    steps: Steps | None = None
 
     @property
     def is_told_in_changes(self) -> bool:
@@ -167,7 +171,7 @@ def decode_ask(header: Header, frames: Sequence[Any]) -> tuple[Task, State]:
         They are not what `encode_ask` makes.
     """
     parameters, buffers = frames
-    return _task(header["task"]), State(_array(parameters, header["dtype"]), _array(buffers, "uint8"))
+    return _task(header["task"]), State(array_of(parameters, header["dtype"]), array_of(buffers, "uint8"))
 
 
 def encode_mark(mark: str, task: Task, places: Sequence[int] = ()) -> Header:
@@ -196,7 +200,7 @@ def encode_part(task: Task, offset: int, values: Vector) -> tuple[Header, list[V
 def decode_part(header: Header, frames: Sequence[Any]) -> tuple[Task, int, Vector]:
     """Return what a part of the parameters is for, its first number and its values."""
     (values,) = frames
-    return _task(header["task"]), of_kind(int, header["part"]), _array(values, header["dtype"])
+    return _task(header["task"]), of_kind(int, header["part"]), array_of(values, header["dtype"])
 
 
 def encode_end(task: Task, ended: Sequence[tuple[int, int]], nothing: Sequence[tuple[int, int]]) -> Header:
@@ -226,16 +230,19 @@ def decode_cut(header: Header) -> int:
     return bucket
 
 
-def encode_attach(task: Task, replica: bytes, keys: bytes) -> tuple[Header, list[bytes]]:
-    """Turn the task that a lease is to get ready for, its replica and its keys, both packed, into its first message."""
-    return {"stage": _plain(task)}, [replica, keys]
+def encode_attach(task: Task, replica: bytes, keys: bytes, steps: bool) -> tuple[Header, list[bytes]]:
+    """Turn the task that a lease is to get ready for, its replica and its keys, both packed, into its first message.
+
+    `steps`: whether it may own parameters and step them.
+    """
+    return {"stage": _plain(task), "steps": steps}, [replica, keys]
 
 
 @reading()
-def decode_attach(header: Header, frames: Sequence[Any]) -> tuple[Task, bytes, bytes]:
-    """Turn the first message to a lease into the task to get ready for, its replica and its keys, both packed."""
+def decode_attach(header: Header, frames: Sequence[Any]) -> tuple[Task, bytes, bytes, bool]:
+    """Return what `encode_attach` was given."""
     replica, keys = map(bytes, frames)
-    return _task(header["stage"]), replica, keys
+    return _task(header["stage"]), replica, keys, of_kind(bool, header["steps"])
 
 
 #: what a worker sends
@@ -277,7 +284,7 @@ def decode_reply(header: Header, frames: Sequence[Any]) -> Reply:
     if "bucket" in header:
         start, stop, offset, dtype = header["bucket"]
         (values,) = frames
-        return Bucket(task, of_kind(int, start), of_kind(int, stop), of_kind(int, offset), _array(values, dtype))
+        return Bucket(task, of_kind(int, start), of_kind(int, stop), of_kind(int, offset), array_of(values, dtype))
     rest = list(frames)[::-1]
     partials = tuple(_partial(node, rest) for node in header["nodes"])
     seconds, waited = (of_kind(float, header[name]) for name in ("seconds", "waited"))
@@ -291,8 +298,8 @@ def _partial(node: Any, rest: list[Any]) -> Partial:
     start, stop, dtype, sums, *tables = node
     if len(rest) < (dtype is not None) + bool(sums) + 2 * len(tables):
         raise ValueError("a node's arrays are missing")
-    vector = _array(rest.pop(), dtype) if dtype is not None else None
-    found = _array(rest.pop(), "float64") if sums else None
+    vector = array_of(rest.pop(), dtype) if dtype is not None else None
+    found = array_of(rest.pop(), "float64") if sums else None
     touched = tuple(_touched(rest.pop(), rest.pop(), *table) for table in tables)
     return Partial(of_kind(int, start), of_kind(int, stop), vector, found, touched)
 
@@ -304,7 +311,7 @@ def _touched(numbers: Any, frame: Any, width: Any, dtype: Any) -> Touched:
         raise ValueError("rows of a table do not rise")
     if not 1 <= of_kind(int, width) <= WIDEST:
         raise ValueError(f"rows of a table have {width} numbers")
-    return Touched(rows, _array(frame, dtype).reshape(len(rows), width))
+    return Touched(rows, array_of(frame, dtype).reshape(len(rows), width))
 
 
 def _plain(task: Task) -> list[str | int]:
@@ -328,7 +335,14 @@ def of_kind(kind: type[T], value: Any) -> T:
     return value
 
 
-def _array(frame: Any, dtype: str) -> Vector:
+def array_of(frame: Any, dtype: str) -> Vector:
+    """Return the numbers of a frame.
+
+    Raises
+    ------
+    WireError
+        They are of another kind than messages have.
+    """
     if dtype not in DTYPES:
         raise WireError(f"Arrays on the wire must be one of {DTYPES}, however one is {dtype!r}")
     return np.frombuffer(frame, dtype=dtype) if memoryview(frame).nbytes else np.empty(0, dtype=dtype)

@@ -24,5 +24,10 @@ def clip(most: float, *parts: Tensor) -> float:
     norm = canonical_norm(*parts)
     if norm > most:
         for part in parts:
-            part.mul_(most / norm)
+            part.mul_(shrinking(most, norm))
     return norm
+
+
+def shrinking(most: float, norm: float) -> float:
+    """Return what to multiply a gradient of some norm with so that it is no longer than that."""
+    return most / norm if norm > most else 1.0

@@ -128,6 +128,35 @@ def settle(optimizer: Optimizer, tables: Iterable[nn.Parameter] = ()) -> None:
                 group["foreach"] = False
 
 
+def take_step(optimizer: Optimizer) -> None:
+    """Have an optimizer step.
+
+    Parameters whose momentum begins later than that of others step apart, as torch's fused SGD takes either kind alone.
+    """
+    late = {id(part) for each in each_of(optimizer) if type(each) is torch.optim.SGD for part in _late(each)}
+    if not late:
+        optimizer.step()
+        return
+    gradients = [(part, part.grad) for group in optimizer.param_groups for part in group["params"]]
+    for turn in (False, True):
+        for part, gradient in gradients:
+            part.grad = gradient if (id(part) in late) == turn else None
+        optimizer.step()
+    for part, gradient in gradients:
+        part.grad = gradient
+
+
+def _late(optimizer: torch.optim.SGD) -> list[nn.Parameter]:
+    """Return the parameters of fused groups that have a gradient and no momentum, where others have some."""
+    late: list[nn.Parameter] = []
+    for group in optimizer.param_groups:
+        if group.get("fused") and group["momentum"]:
+            parts = [part for part in group["params"] if part.grad is not None]
+            new = [part for part in parts if optimizer.state.get(part, {}).get("momentum_buffer") is None]
+            late += new if len(new) < len(parts) else []
+    return late
+
+
 def check_steps_rows(optimizer: Optimizer, tables: Tables) -> None:
     """Try a step with a copy whose parameters have one row.
 

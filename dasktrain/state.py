@@ -20,8 +20,11 @@ from dasktrain.optimizers import (
     check_steps_rows,
     settle,
     steps_rows_alone,
+    take_step,
 )
 from dasktrain.sparse import Changed, no_rows, tables
+from dasktrain.stepped import Stepped
+from dasktrain.steps import Mean
 from dasktrain.touched import Touched
 from dasktrain.vector import FlatParameters, Memory, plain_memory, trainable
 
@@ -102,6 +105,7 @@ class TrainState:
         if self.parameters.tables:
             check_steps_rows(self.optimizer, self.parameters.tables)
         self._rows_alone = steps_rows_alone(self.optimizer, self.parameters.tables)
+        self._stepped = Stepped(self.optimizer, self.parameters)
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
 
     def _groups(self) -> list[Any]:
@@ -131,12 +135,17 @@ class TrainState:
             Table(parameters.layout.places[name].start, len(table), table.shape[1])
             for name, table in parameters.tables.items()
         )
-        return State(parameters.vector.numpy(), self.buffers.vector.numpy(), tuple(tables))
+        steps = self._stepped if self._stepped.can_be_told else None
+        return State(parameters.vector.numpy(), self.buffers.vector.numpy(), tuple(tables), steps=steps)
 
-    def step(self, touched: Sequence[Touched]) -> None:
-        """Have the optimizer step parameters that have their gradients, which for tables are of the rows touched."""
+    def step(self, touched: Sequence[Touched], mean: Mean | None = None) -> None:
+        """Have the optimizer step parameters that have their gradients, which for tables are of the rows touched.
+
+        `mean`: how the sum of a round became these gradients, if there is nothing else to know.
+        """
+        self._stepped.note(mean)
         with self._changed.by_step(touched if self._rows_alone else None):
-            self.optimizer.step()
+            take_step(self.optimizer)
         self.parameters.store()
 
     @property
@@ -167,6 +176,7 @@ class TrainState:
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this state."""
         snapshot = copy.deepcopy(snapshot)
+        self._stepped.note(None)
         self.parameters.vector.copy_(snapshot.parameters)
         self.parameters.load()
         self._changed = Changed(self.parameters.tables)

@@ -14,10 +14,11 @@ from dasktrain.errors import BadInput, NonFinite
 from dasktrain.inner import Inner, Stepping
 from dasktrain.messages import Partial
 from dasktrain.metrics import Metric, figures_of
-from dasktrain.norms import clip
+from dasktrain.norms import clip, shrinking
 from dasktrain.optimizers import MakeOptimizer
 from dasktrain.sparse import as_gradient
 from dasktrain.state import TrainState
+from dasktrain.steps import Mean
 from dasktrain.vector import Layout, as_tensor
 
 
@@ -230,16 +231,19 @@ def step_by_mean(state: TrainState, total: Partial, sums: Sums, clip_norm: float
     view = sums.layout.views(total.sums)
     gradient = torch.from_numpy(total.vector if total.vector.flags.writeable else total.vector.copy())
     values = [torch.tensor(each.values) for each in total.touched]
+    divisor, factor, figures = float(view["weight"].sum()), 1.0, {}
     for part in (gradient, *values):
-        part.div_(float(view["weight"].sum()))
-    figures = {} if clip_norm is None else {"gradient_norm": clip(clip_norm, gradient, *values)}
+        part.div_(divisor)
+    if clip_norm is not None:
+        figures["gradient_norm"] = norm = clip(clip_norm, gradient, *values)
+        factor = shrinking(clip_norm, norm)
     parameters = state.parameters
     rows = zip(total.touched, values, parameters.tables.values(), strict=True)
     sparse = [as_gradient(each.rows, part, table.shape) for each, part, table in rows]
     gradients = [*parameters.views_of(gradient), *sparse]
     for parameter, part, used in zip(parameters.parameters.values(), gradients, view["used"].tolist(), strict=True):
         parameter.grad = part.to(parameter.dtype) if used else None
-    state.step(total.touched)
+    state.step(total.touched, Mean(divisor, factor, tuple(np.flatnonzero(view["used"]).tolist())))
     if state.buffers.layout.size:
         state.buffers.add(as_tensor(view["buffers"]) / float(view["rows"]))
     return figures

@@ -15,9 +15,10 @@ tree        ``2 c (P + D b) / B + (2 c n + W - H) a``            a host has c ne
 Owners, one worker of each host, take turns, ``k = ceil(P / H b)`` of them; in the last turn r bytes are left, so that
 the busiest owner passes ``q = (H - 1) ((k - 1) b + min(b, r))`` bytes on, and takes as many in. Of the parameters,
 either the driver's link is busy to the end and the last bucket is then passed on, or the first have come and the
-busiest owner passes on: ``out = max(P + (H - 1) b, H b + q)``. Of the gradient, either the first sums have risen and
-the driver's link is busy from then on, or the busiest owner's have, and the last turn's follow: ``back = max(P +
-(H - 1) b, q + r)``.
+busiest owner passes on: ``out = max(P + (H - 1) b, H b + q)``. Owners that step what they own need only be told what
+must come of it, of C bytes a second, and step S a second: ``out = q + P B / C + P B / H S``, where that is less. Of the
+gradient, either the first sums have risen and the driver's link is busy from then on, or the busiest owner's have, and
+the last turn's follow: ``back = max(P + (H - 1) b, q + r)``.
 
 Along the tree a host takes in two sums, its own aside, and sends two, its own and theirs; it gives two others the
 parameters: ``c = min(2, H - 1)``, or one where there are three shards. In both phases buckets follow each other at ``c
@@ -36,6 +37,10 @@ Reduction = Literal["auto", "flat", "sharded", "tree"]
 AMONG: tuple[Reduction, ...] = ("sharded", "tree")
 #: seconds that a message costs its sender, on the safe side: handing a small one to the system takes 30 us of them
 MESSAGE = 2e-4
+#: bytes of the parameters a second of which the driver tells owners what must come of them
+CHECKED = 2e9
+#: bytes of its own a second of which an owner takes a step
+STEPPED = 6e8
 #: hosts that can reduce among themselves
 FEWEST = 2
 #: of what flat takes, what others must save: what nobody notices is not worth more connections
@@ -60,6 +65,8 @@ class Links:
         Bytes of the parameters and of a bucket of them.
     rate : float
         Bytes a second in each direction.
+    can_step : bool
+        Whether owners can step what they own, as fused optimizers can that go number by number.
     """
 
     workers: int
@@ -68,6 +75,7 @@ class Links:
     size: int
     bucket: int
     rate: float
+    can_step: bool = True
 
     @property
     def flat(self) -> float:
@@ -77,14 +85,43 @@ class Links:
     @property
     def sharded(self) -> float:
         """Seconds of a round if each host adds up some buckets, and passes some of the parameters on."""
-        others, turns = self.hosts - 1, ceil(self.size / (self.hosts * self.bucket))
-        last = self.size - (turns - 1) * self.hosts * self.bucket
-        busiest = others * ((turns - 1) * self.bucket + min(self.bucket, last))
-        through_driver = self.size + others * self.bucket
-        out = max(through_driver, self.hosts * self.bucket + busiest)
-        back = max(through_driver, busiest + last)
-        messages = 2 * self.hosts * turns + self.workers - self.hosts
-        return (out + back) / self.rate + messages * MESSAGE
+        out = self._stepped if self.owners_step else self._given
+        back = max(self._through_driver, self._busiest + self._last) / self.rate
+        messages = 2 * self.hosts * self._turns + self.workers - self.hosts
+        return out + back + messages * MESSAGE
+
+    @property
+    def owners_step(self) -> bool:
+        """Whether it takes less if owners step what they pass on, and do not get it from the driver."""
+        return self.can_step and self._stepped < self._given
+
+    @property
+    def _turns(self) -> int:
+        return ceil(self.size / (self.hosts * self.bucket))
+
+    @property
+    def _last(self) -> int:
+        """Bytes of the last turn."""
+        return self.size - (self._turns - 1) * self.hosts * self.bucket
+
+    @property
+    def _busiest(self) -> int:
+        """Bytes that the busiest owner passes on."""
+        return (self.hosts - 1) * ((self._turns - 1) * self.bucket + min(self.bucket, self._last))
+
+    @property
+    def _through_driver(self) -> int:
+        return self.size + (self.hosts - 1) * self.bucket
+
+    @property
+    def _given(self) -> float:
+        """Seconds until all have the parameters, if owners get theirs from the driver."""
+        return max(self._through_driver, self.hosts * self.bucket + self._busiest) / self.rate
+
+    @property
+    def _stepped(self) -> float:
+        """Seconds until all have them, if owners step theirs."""
+        return self._busiest / self.rate + self.size / CHECKED + self.size / self.hosts / STEPPED
 
     @property
     def tree(self) -> float:

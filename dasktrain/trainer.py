@@ -211,11 +211,11 @@ class Trainer:
             What is done about rare classes, such as ``dt.balance.Oversample()``; see :mod:`dasktrain.balance`.
         reduction
             How parameters and gradients travel; no result depends on it. ``"flat"``: all through the driver's link.
-            ``"sharded"``: each host adds up a part of the gradient and passes a part of the parameters on, so that no
-            link carries more than about twice the parameters a round in each direction. ``"tree"``: each adds up what
-            two others send, in fewer messages. Both take workers on 2 or more hosts that can connect to each other.
-            ``"auto"``: what takes least time at the bandwidth found at the start, which an observer's `stage` is told.
-            Workers of one host add up there first in any case.
+            ``"sharded"``: each host adds up a part of the gradient, steps that part of the parameters if it is quicker,
+            and passes it on: no link carries more than about twice the parameters a round in each direction.
+            ``"tree"``: each adds up what two others send, in fewer messages. Both take workers on 2 or more hosts that
+            can connect to each other. ``"auto"``: what takes least time at the bandwidth found at the start, which an
+            observer's `stage` is told. Workers of one host add up there first in any case.
 
         Returns
         -------

@@ -25,6 +25,7 @@ LEVELS = (
         "permutation",
         "fleet",
         "messages",
+        "steps",
         "touched",
         "events",
         "pace",
@@ -50,6 +51,8 @@ LEVELS = (
         "buckets",
         "buffers",
         "state",
+        "stepped",
+        "owned",
         "objective",
         "metrics",
         "players",
@@ -104,7 +107,20 @@ LEVELS = (
     ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-PURE = ("cut", "draws", "fleet", "folds", "events", "pace", "permutation", "plan", "reduce", "topology", "touched")
+PURE = (
+    "cut",
+    "draws",
+    "fleet",
+    "folds",
+    "events",
+    "pace",
+    "permutation",
+    "plan",
+    "reduce",
+    "steps",
+    "topology",
+    "touched",
+)
 
 
 def name_of(path: Path) -> str:

@@ -29,6 +29,8 @@ from dasktrain.reduce import Node, subtrees
 from dasktrain.topology import AMONG, Reduction
 from dasktrain.wire import member
 from dasktrain.wire.channel import Channel
+from dasktrain.wire.handout import over
+from dasktrain.wire.holding import UNLIKE
 from dasktrain.wire.lines import Lines
 from dasktrain.wire.member import LACKS, MISSED, SENT_AGAIN, WAITS, Member
 from dasktrain.wire.routes import routes_along
@@ -507,3 +509,20 @@ def test_nobody_is_met_twice_in_a_mesh_and_all_anew_in_another(peers: Callable[.
         assert all(worker.missed == set() for worker in workers if worker.sent())
         ask(workers, SHARES, ("mesh", "other", "none")[round], round + 1)
         assert met.count(mesh) == 3
+
+
+def test_whoever_cannot_make_what_it_owns_says_so_and_gives_up_when_the_round_is_over(meshes: Meshes) -> None:
+    tasks = tuple(replace(TASK, start=start, stop=stop) for start, stop in ((0, 4), (4, 8)))
+    way = Among("mesh", 0, ("tcp://0", "tcp://1"), tasks)
+    with closing(Peer(meshes)) as first:
+        first.task, first.way = tasks[0], decode_way(encode_way(way), tasks[0])
+        owned = list(OFFSETS[::2])
+        for header, (values,) in given(way):
+            first.driver.send(header | {"made": 1}, [values[:0]])
+        for message in over(WHOLE, owned[:1]):
+            first.driver.send(*message)
+        first.begin()
+        assert first.parameters is None
+        first.sent()
+        told = [(header["mark"], decode_places(header)) for header in first.headers]
+    assert told == [*((UNLIKE, {offset}) for offset in owned), (LACKS, {0})]

@@ -10,6 +10,7 @@ from torch import nn
 
 import dasktrain as dt
 from dasktrain.errors import ModelError
+from dasktrain.optimizers import take_step
 from tests.small import fit, linear, table
 
 MAKERS = {"slow": partial(torch.optim.SGD, lr=0.01, momentum=0.9), "fast": partial(torch.optim.Adagrad, lr=0.5)}
@@ -79,3 +80,26 @@ def test_groups_of_any_model_may_name_theirs() -> None:
         return fit(table(), dt.LocalWire(workers), model=linear, optimizer=optimizer, groups=groups).digest
 
     assert digest(1) == digest(3)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_parameter_that_takes_part_later_gets_its_momentum_then(several: bool) -> None:
+    """As if each had an optimizer of its own; torch's fused SGD takes either none that have momentum or all."""
+    make = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, fused=True)
+    ours, theirs = parts(), parts()
+    both: list[Any] = [{"params": ours, "optimizer": "both"}]
+    optimizer = dt.Optimizers(both, {"both": make}) if several else make(ours)
+    alone = [make([part]) for part in theirs]
+    for number in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad, other.grad = one.detach() * 0.3, other.detach() * 0.3
+        if number < 2:
+            ours[1].grad = theirs[1].grad = None
+        take_step(optimizer)
+        for each in alone:
+            each.step()
+        assert [part.grad is not None for part in ours] == [True, number >= 2]
+    assert [part.tolist() for part in ours] == [part.tolist() for part in theirs]
+    assert [optimizer.state[part]["momentum_buffer"].tolist() for part in ours] == [
+        each.state[part]["momentum_buffer"].tolist() for each, part in zip(alone, theirs, strict=True)
+    ]

@@ -2,18 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from dasktrain import cut
 from dasktrain.errors import WireError
 from dasktrain.fleet import shares
 from dasktrain.messages import Answer, Bucket, Partial, State, Table, Task
 from dasktrain.reduce import Node
+from dasktrain.state import TrainState
 from dasktrain.topology import AMONG, Reduction
 from dasktrain.wire import member, peers
 from dasktrain.wire.parties import Parties
@@ -681,3 +686,29 @@ def test_the_end_of_a_round_frees_those_whose_answers_were_passed_on() -> None:
 def test_what_is_passed_on_by_none_of_the_peers_counts_at_once() -> None:
     found, tasks = paired()
     assert found.passed(PAIRS[0] + "8", PAIRS[1], answer(tasks[PAIRS[1]]))
+
+
+def test_of_what_becomes_something_else_values_are_sent_if_they_are_still_there() -> None:
+    found = known()
+    tasks = begun(found)
+    whole, worker = replace(tasks[WORKERS[0]], start=0, stop=8), WORKERS[0]
+    ((header, (values,)),) = found.unlike(worker, whole, frozenset({SIZE}), STATE)
+    assert (header["part"], values.tobytes()) == (SIZE, STATE.parameters[SIZE : 2 * SIZE].tobytes())
+    for task, state in ((replace(whole, round=1), STATE), (whole, None)):
+        ((header, (values,)),) = found.unlike(worker, task, frozenset({SIZE}), state)
+        assert (header["over"], len(values)) == (True, 0)
+    found.end()
+    ((header, _),) = found.unlike(worker, whole, frozenset({SIZE}), STATE)
+    assert header["over"]
+
+
+def test_owners_step_where_all_is_summed_by_peers_and_that_is_quicker() -> None:
+    state = TrainState(nn.Linear(5, 5), partial(torch.optim.SGD, lr=0.1)).message()
+    for rate, workers, steps in ((1e3, WORKERS, True), (inf, WORKERS, False), (1e3, WORKERS[:3], False)):
+        found = known(state=state, rate=rate)
+        given = dict(asks())
+        found.ways([(worker, given[worker]) for worker in workers], {})
+        assert found._steps == steps
+    assert known(state=state).may_step
+    assert not known(state=state, reduction="tree").may_step
+    assert not known().may_step

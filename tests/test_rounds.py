@@ -5,18 +5,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from math import inf
 from threading import Event
 from time import monotonic
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from dasktrain import cut
-from dasktrain.buckets import Incoming
+from dasktrain import cut, topology
 from dasktrain.messages import (
     Answer,
     Bucket,
@@ -30,10 +33,14 @@ from dasktrain.messages import (
     encode_mark,
     encode_reply,
 )
+from dasktrain.owned import Owned
 from dasktrain.reduce import Node, subtrees
-from dasktrain.topology import AMONG, Reduction
-from dasktrain.wire import member, peers
+from dasktrain.state import TrainState
+from dasktrain.steps import Mean
+from dasktrain.topology import AMONG, USUAL, Reduction
+from dasktrain.wire import holding, member, peers
 from dasktrain.wire.channel import Channel, readable
+from dasktrain.wire.holding import UNLIKE
 from dasktrain.wire.member import LACKS, MISSED, SEND_AGAIN, SENT_AGAIN, WAITS, Member
 from dasktrain.wire.peers import Peers
 from dasktrain.wire.ways import Way, among, decode_way, encode_way
@@ -70,13 +77,13 @@ class Stopped(Exception):
 class Peer:
     """A worker with its lease, and the driver's end of its connection."""
 
-    def __init__(self, meshes: Meshes, fate: tuple[Fate, Phase] | None) -> None:
+    def __init__(self, meshes: Meshes, fate: tuple[Fate, Phase] | None, round: int = 0) -> None:
         driver, worker = socket.socketpair()
         self.driver, self.channel = Channel(driver), Channel(worker)
         self.driver.unblock()
         self.over = Event()
-        self.parameters: list[bytes] = []
-        self._fate = fate
+        self.parameters: list[tuple[int, bytes]] = []  # of rounds
+        self._fate, self._when = fate, round
         self._member = Member(self.channel, meshes.meet, STREAM)
 
     def serve(self) -> None:
@@ -86,16 +93,16 @@ class Peer:
                 header, frames = self.channel.receive()
                 if "mark" in header:
                     self._member.send_again(decode_mark(header)[1], decode_places(header))
-                elif "part" not in header:
+                elif "part" not in header and "stepped" not in header:
                     self._respond(*decode_ask(header, frames), header)
 
     def _respond(self, task: Task, state: State, header: dict[str, Any]) -> None:
-        way = among(decode_way(header, task))
+        way, self._round = among(decode_way(header, task)), task.round
         self._live("asked")
         parameters = state.parameters if way is None else self._member.begin(task, way)
         if parameters is None:
             return
-        self.parameters.append(parameters.tobytes())
+        self.parameters.append((task.round, parameters.tobytes()))
         self._live("begun")
         send = self._member.take if way is not None else lambda reply: self.channel.send(*encode_reply(reply))
         nodes = list(subtrees(task.start, task.stop, SHARDS))
@@ -108,6 +115,8 @@ class Peer:
 
     def _live(self, phase: Phase) -> None:
         """Go on, unless this is the end."""
+        if self._round != self._when:
+            return
         if self._fate == ("dies", phase):
             raise Stopped
         if self._fate == ("slows", phase):
@@ -129,7 +138,12 @@ def parts(task: Task) -> Iterator[Bucket]:
 class Driver:
     """Gives peers a round, as :class:`dasktrain.wire.dask.DaskWire` does, and computes itself what is lost."""
 
-    def __init__(self, peers: Sequence[Peer], shares: Sequence[Node], reduction: Reduction) -> None:
+    def __init__(
+        self, peers: Sequence[Peer], shares: Sequence[Node], reduction: Reduction, training: TrainState | None = None
+    ) -> None:
+        self._training = training
+        self.states: list[bytes] = []
+        self.given: list[list[str]] = []  # how, in each round
         self._peers = {f"tcp://10.0.0.{place}:9": peer for place, peer in enumerate(peers)}
         self._tasks = {
             worker: replace(TASK, start=start, stop=stop)
@@ -139,19 +153,27 @@ class Driver:
         self.resent: list[tuple[str, frozenset[int]]] = []
         self.among = Peers()
         for worker in self._peers:
-            self.among.add(worker, None)
-        self.among.choose(reduction, State(PARAMETERS, EMPTY), SHARDS, list(self._peers))
+            self.among.add(worker, USUAL)
+        self.among.choose(reduction, self._state, SHARDS, list(self._peers))
         assert self.among.bucket == SIZE
-        self._counts: set[str] = set()
-        self._incoming = Incoming(SHARDS)
 
-    def round(self) -> None:
-        """Give the round, and take what comes until all of it is there and all answers of those that live count."""
-        self._incoming.begin(PARAMETERS, SIZE)
-        ways = self.among.ways(list(self._tasks.items()), {})
-        assert set(ways) == set(self._tasks)
+    @property
+    def _state(self) -> State:
+        return State(PARAMETERS, EMPTY) if self._training is None else self._training.message()
+
+    def round(self, number: int = 0) -> None:
+        """Give a round, and take what comes until all of it is there and all answers of those that live count."""
+        self._tasks = {worker: replace(task, round=number) for worker, task in self._tasks.items()}
+        self._counts, self.replies, self.given = set[str](), [], [*self.given, []]
+        self.states.append(self._state.parameters.tobytes())
+        asked = [(worker, task) for worker, task in self._tasks.items() if worker in self._peers]
+        ways = self.among.ways(asked, {})
+        assert number or set(ways) == set(self._tasks)
         for worker in self._tasks:
-            self._ask(worker, ways[worker])
+            if worker in self._peers:
+                self._ask(worker, ways.get(worker))
+            else:
+                self._compute(worker)
         late, deadline = monotonic() + LATE, monotonic() + PATIENCE
         while not self._complete():
             assert monotonic() < deadline, (self._counts, self.among.held, self.resent)
@@ -167,14 +189,27 @@ class Driver:
             for worker, task, places in self.among.to_send_again():
                 self.resent.append((worker, frozenset(places)))
                 self._peers[worker].driver.post(encode_mark(SEND_AGAIN, task, sorted(places)))
+        self.among.end()
+
+    def step(self) -> None:
+        """Step the state of record."""
+        assert self._training is not None
+        parameters, mean = self._training.parameters, Mean(float(SHARDS), 1.0, (0, 1))
+        sums = np.frombuffer(total([reply for reply in self.replies if isinstance(reply, Bucket)]), np.float32)
+        gradient = torch.tensor(sums).div_(mean.divisor).mul_(mean.factor)
+        for parameter, part in zip(parameters.parameters.values(), parameters.views_of(gradient), strict=True):
+            parameter.grad = part
+        self._training.step((), mean)
 
     def _complete(self) -> bool:
         return self._counts >= self._tasks.keys()
 
     def _ask(self, worker: str, way: Way) -> None:
-        state = State(PARAMETERS if way is None else PARAMETERS[:0], EMPTY)
-        header, arrays = encode_ask(self._tasks[worker], state)
-        for message in ((header | encode_way(way), arrays), *self.among.parts(way, PARAMETERS)):
+        state = self._state
+        with_it = state if way is None else replace(state, parameters=state.parameters[:0])
+        header, arrays = encode_ask(self._tasks[worker], with_it)
+        for message in ((header | encode_way(way), arrays), *self.among.parts(way, state)):
+            self.given[-1] += [kind for kind in ("stepped", "made", "pieces") if kind in message[0]]
             self._peers[worker].driver.post(*message)
 
     def _serve(self, worker: str) -> None:
@@ -196,6 +231,10 @@ class Driver:
                 self._ask(worker, None)
             elif mark == SENT_AGAIN:
                 self.among.sent_again(worker, task, places)
+            elif mark == UNLIKE:
+                for message in self.among.unlike(worker, task, places, self._state):
+                    self.given[-1].append("again")
+                    self._peers[worker].driver.post(*message)
             else:
                 assert mark == WAITS
             return
@@ -219,24 +258,35 @@ class Driver:
         self._counts.add(worker)
 
 
-def run(shares: Sequence[Node], reduction: Reduction, fates: dict[int, tuple[Fate, Phase]]) -> Driver:
-    """Run a round of peers, of which some have a fate; return the driver when all is over."""
+def run(
+    shares: Sequence[Node],
+    reduction: Reduction,
+    fates: dict[int, tuple[Fate, Phase]],
+    training: TrainState | None = None,
+    struck: int = 0,
+    rounds: int = 1,
+) -> Driver:
+    """Run rounds of peers, of which some have a fate in one of them; return the driver when all is over."""
     with closing(Meshes()) as meshes, ThreadPoolExecutor(len(shares)) as threads, ExitStack() as ends:
-        peers = [Peer(meshes, fates.get(place)) for place in range(len(shares))]
+        peers = [Peer(meshes, fates.get(place), struck) for place in range(len(shares))]
         for peer in peers:
             ends.callback(peer.channel.close)
             ends.callback(peer.driver.close)
             ends.callback(peer.over.set)
         leases = [threads.submit(peer.serve) for peer in peers]
-        driver = Driver(peers, shares, reduction)
-        driver.round()
+        driver = Driver(peers, shares, reduction, training)
+        for number in range(rounds):
+            driver.round(number)
+            checked(driver)
+            if training is not None:
+                driver.step()
         for peer in peers:
             peer.over.set()
             peer.driver.abort()
         for lease in leases:
             lease.result(PATIENCE)
     for place, peer in enumerate(peers):
-        assert set(peer.parameters) <= {PARAMETERS.tobytes()}
+        assert all(parameters == driver.states[number] for number, parameters in peer.parameters)
         assert place in fates or peer.parameters
     return driver
 
@@ -297,3 +347,78 @@ def test_whatever_befalls_whomever_nothing_is_lost(
 ) -> None:
     shares, fates = chance
     checked(run(shares, reduction, fates))
+
+
+# -- owners that step -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have owners step whatever that takes."""
+    monkeypatch.setattr(topology, "CHECKED", inf)
+    monkeypatch.setattr(topology, "STEPPED", inf)
+
+
+def training() -> TrainState:
+    """Return a state with two parameters."""
+    module = nn.ParameterList([nn.Parameter(torch.tensor(PARAMETERS[part])) for part in (slice(6), slice(6, None))])
+    return TrainState(module, partial(torch.optim.AdamW, lr=0.1))
+
+
+def test_owners_are_told_steps_and_have_the_driver_s_bits(told: None) -> None:
+    driver = run(SHARES, "sharded", {}, training(), rounds=5)
+    buckets = len(STREAM.cut.offsets)
+    assert driver.given == [[], ["pieces"] * buckets, *[["stepped", "made"] * buckets] * 3]
+
+
+def test_along_a_tree_the_driver_alone_steps(told: None) -> None:
+    assert run(SHARES, "tree", {}, training(), rounds=3).given == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("place", "fate", "phase"),
+    [
+        (0, "dies", "asked"),
+        (0, "dies", "computed"),
+        (2, "dies", "begun"),
+        (5, "dies", "halfway"),
+        (1, "stops", "halfway"),
+        (1, "slows", "asked"),
+        (2, "slows", "begun"),
+    ],
+)
+def test_whoever_fails_while_owners_step_nothing_is_lost(place: int, fate: Fate, phase: Phase, told: None) -> None:
+    """Of eight peers, three of which own a bucket each."""
+    driver = run(EACH, "sharded", {place: (fate, phase)}, training(), struck=2, rounds=4)
+    assert driver.given[2].count("made") == 3
+    if fate == "slows":
+        assert driver.given[3].count("made") == 3
+
+
+def test_parameters_that_change_between_steps_are_given(told: None) -> None:
+    state = training()
+    step, change = state.step, state.parameters.vector
+
+    def and_change(*given: Any) -> None:
+        step(*given)
+        change[7] += 1.0
+
+    state.step = and_change  # type: ignore[method-assign]
+    driver = run(SHARES, "sharded", {}, state, rounds=4)
+    assert driver.given[2].count("again") == 1
+    assert driver.given[3].count("stepped") == 2, "whose bucket became something else is given values"
+
+
+def test_others_wait_for_owners_that_step_slowly(told: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two has two buckets, whose steps take longer together than anybody is waited for without a sign."""
+    step = Owned.step
+
+    def slowly(*given: Any) -> None:
+        Event().wait(0.2)
+        step(*given)
+
+    monkeypatch.setattr(Owned, "step", slowly)
+    monkeypatch.setattr(holding, "AT_ONCE", 1)
+    driver = run(((0, 4), (4, 8)), "sharded", {}, training(), rounds=4)
+    assert driver.among._alone == set()
+    assert driver.given[3].count("stepped") == 2

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasktrain.cut import LEAST, SIZE, sizes
-from dasktrain.topology import AMONG, FEWEST, MESSAGE, Links, Reduction
+from dasktrain.topology import AMONG, CHECKED, FEWEST, MESSAGE, STEPPED, Links, Reduction
 
 MB = 1 << 20
 #: buckets of each owner
@@ -26,17 +26,38 @@ def test_flat_grows_with_workers_and_sharded_hardly() -> None:
 
 
 def test_no_link_carries_much_more_than_the_parameters_twice() -> None:
-    seconds = 2 * LINKS.size / LINKS.rate
-    assert seconds < LINKS.sharded < 1.2 * seconds
+    seconds, by_driver = 2 * LINKS.size / LINKS.rate, replace(LINKS, can_step=False)
+    assert LINKS.sharded < by_driver.sharded
+    assert seconds < by_driver.sharded < 1.2 * seconds
+
+
+@pytest.mark.parametrize(("hosts", "step"), [(2, True), (8, True), (64, False)])
+def test_owners_step_where_that_saves_more_than_telling_them_takes(hosts: int, step: bool) -> None:
+    links = replace(LINKS, hosts=hosts, workers=hosts, bucket=LINKS.size // 4096)
+    assert links.owners_step == step
+    assert not replace(links, can_step=False).owners_step
+    assert not replace(links, rate=inf).owners_step
+    fewer = replace(links, can_step=False).sharded - links.sharded
+    saved = links.size / hosts * (1 / links.rate - 1 / STEPPED) - links.size / CHECKED
+    assert fewer == pytest.approx(saved * step, abs=hosts * links.bucket / links.rate)
+
+
+def test_owners_of_two_hosts_spare_a_quarter_of_the_wire() -> None:
+    links = replace(LINKS, hosts=2, workers=2, bucket=LINKS.size // 64, rate=25e6)
+    assert links.sharded == pytest.approx(1.5 * links.size / links.rate, rel=0.05)
+    assert replace(links, can_step=False).sharded == pytest.approx(2 * links.size / links.rate, rel=0.05)
 
 
 def test_an_owner_that_has_a_bucket_more_than_others_holds_them_up() -> None:
-    even = replace(LINKS, workers=8, hosts=8, size=8 * LINKS.bucket)
+    even = replace(LINKS, workers=8, hosts=8, size=8 * LINKS.bucket, can_step=False)
     odd = replace(even, size=even.size + LINKS.bucket)
     assert even.sharded == pytest.approx(2 * 15 * LINKS.bucket / LINKS.rate, rel=0.01)
     # of the parameters it passes on two buckets to seven others, after the first of each; of the gradient it takes as
     # much, and its sum follows alone, which the driver's link is as long busy with
     assert odd.sharded == pytest.approx((8 + 2 * 7 + 9 + 7) * LINKS.bucket / LINKS.rate, rel=0.01)
+    # if it steps them itself it does not wait for the first of each
+    stepped, told = replace(odd, can_step=True), odd.size / CHECKED + odd.size / 8 / STEPPED
+    assert stepped.sharded == pytest.approx((2 * 7 + 9 + 7) * LINKS.bucket / LINKS.rate + told, rel=0.01)
 
 
 @given(st.integers(FEWEST, 1024), st.data())
@@ -55,7 +76,10 @@ def test_rounds_do_not_grow_with_workers_as_long_as_buckets_are_worth_a_message(
 def test_no_round_is_shorter_than_what_the_busiest_link_carries(workers: int, size: int) -> None:
     links = replace(LINKS, workers=workers, hosts=workers, size=size)
     owned = -(-(size // links.bucket) // workers) * links.bucket  # whole buckets of the owner that has most
-    assert links.sharded >= 2 * max(size, (workers - 1) * owned) / links.rate
+    by_driver = replace(links, can_step=False)
+    assert by_driver.sharded >= 2 * max(size, (workers - 1) * owned) / links.rate
+    sent = (workers - 1) * max(owned, size / workers)  # by the owner that has most
+    assert by_driver.sharded >= links.sharded >= (sent + max(size, (workers - 1) * owned)) / links.rate
 
 
 @pytest.mark.parametrize("way", ["flat", "sharded", "tree"])

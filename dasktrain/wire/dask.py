@@ -1,7 +1,6 @@
 """Leases on the workers of a Dask cluster, each at the end of one connection to its worker's own port.
 
-A round is one message out and one back per worker. The scheduler sees the leases start and end, and
-nothing in between.
+A round is one message out and one back per worker. The scheduler sees leases start and end, nothing in between.
 """
 
 import contextlib
@@ -28,7 +27,6 @@ from dasktrain.messages import (
     Kind,
     State,
     Task,
-    Vector,
     decode_mark,
     decode_places,
     decode_reply,
@@ -41,8 +39,9 @@ from dasktrain.topology import Reduction
 from dasktrain.vector import plain_memory
 from dasktrain.wire.adding import PASSED
 from dasktrain.wire.bandwidth import Gauge
-from dasktrain.wire.channel import Channel
+from dasktrain.wire.channel import Channel, Message
 from dasktrain.wire.exposure import exposed
+from dasktrain.wire.holding import UNLIKE
 from dasktrain.wire.inbox import Inbox
 from dasktrain.wire.leases import Attached, Leases, reach
 from dasktrain.wire.member import LACKS, MISSED, SEND_AGAIN, SENT_AGAIN, WAITS
@@ -141,8 +140,8 @@ class DaskWire:
         keys = pack(dict, self._placing.keys)
         self._inbox = inbox = Inbox[News]()
         self._watch = Watch(self.client, inbox.tell)
-        gauge = Gauge(self._peers.depends)
-        self._leases = Leases(self.client, self.run, replica, keys, self._memory, gauge, inbox.tell, inbox.tell)
+        given = replica, keys, self._memory, Gauge(self._peers.depends), self._peers.may_step
+        self._leases = Leases(self.client, self.run, *given, inbox.tell, inbox.tell)
         for worker in sorted(self.client.nthreads()):
             inbox.tell(Joined(worker))
 
@@ -238,9 +237,9 @@ class DaskWire:
         with_it = state if from_driver(way) else replace(state, parameters=state.parameters[:0])
         header, arrays = encode(task, with_it)
         header |= encode_cut(self.bucket) | encode_way(way)
-        self._tell(worker, (header, arrays), *self._peers.parts(way, state.parameters))
+        self._tell(worker, (header, arrays), *self._peers.parts(way, state))
 
-    def _tell(self, worker: str, *messages: tuple[Header, Sequence[Vector]]) -> None:
+    def _tell(self, worker: str, *messages: Message) -> None:
         """Send messages, as far as the connection takes them now; if it is gone, that is in the news."""
         channel = self._channels.get(worker)
         if channel is None:
@@ -270,8 +269,7 @@ class DaskWire:
         for worker, (readable, writable) in ready.items():
             if worker in self._channels:
                 events += self._served(worker, readable, writable)
-        events += self._heard(self._inbox)
-        events += self._settled()
+        events += self._heard(self._inbox) + self._settled()
         events += map(Waits, self._peers.waits())
         if not events and not self._channels and self._watch is not None and self._watch.lost:
             raise SchedulerLost(
@@ -349,6 +347,8 @@ class DaskWire:
                 self._post(worker, task, without_peers(self._ways.get(worker)))
         elif mark == SENT_AGAIN:
             self._peers.sent_again(worker, task, places)
+        elif mark == UNLIKE:
+            self._tell(worker, *self._peers.unlike(worker, task, places, self._state))
         elif mark != WAITS:
             raise WireError(f"A worker must tell what is known here, however it told {mark!r:.80}; report this")
 
@@ -356,7 +356,7 @@ class DaskWire:
         """Return the answers of which all has come, and have sent again what will not come by way of others."""
         complete = self._peers.complete()
         for worker, task, places in self._peers.to_send_again():
-            self._tell(worker, (encode_mark(SEND_AGAIN, task, sorted(places)), ()))
+            self._tell(worker, (encode_mark(SEND_AGAIN, task, sorted(places)), []))
         return [Answered(worker, answer) for worker, answer in complete]
 
     def _lost(self, worker: str, error: Exception) -> Left:

@@ -34,6 +34,7 @@ from dasktrain.messages import (
     decode_places,
     encode_reply,
 )
+from dasktrain.owned import get_ready
 from dasktrain.shipping import run_packed
 from dasktrain.vector import plain_memory
 from dasktrain.wire import Respond, heap
@@ -151,10 +152,12 @@ def _serve(worker: Worker, channel: Channel, terms: Terms) -> None:
         ends.callback(outbox.close)
         shared = isinstance(channel, SharedChannel)
         outlets = (store or plain_memory, None if shared else outbox.put)
-        task, replica, keys = decode_attach(*next(messages))
+        task, replica, keys, steps = decode_attach(*next(messages))
         respond = _built(worker, channel, replica, keys, terms, outlets)
         respond.stage(task)
         has_peers = _joined(worker, outbox, terms, respond, ends)
+        if has_peers and steps and not shared:
+            get_ready()
         channel.send({"staged": True, "peers": has_peers} | _met(outbox, store, respond))
         copy = Copy()
         for header, frames in messages:
@@ -177,7 +180,7 @@ def _aside(channel: Channel, outbox: Outbox, header: Header) -> bool:
     elif "mark" in header:
         outbox.send_again(decode_mark(header)[1], decode_places(header))
     else:
-        return "part" in header  # of parameters that this worker has given up
+        return "part" in header or "stepped" in header  # of parameters that this worker has given up
     return True
 
 

@@ -77,6 +77,8 @@ class Leases:
         Whose contents workers of this host are to read where it lies.
     gauge
         Measures links of workers on other hosts, as far as it matters.
+    steps
+        Whether these may own parameters, and step them.
     ready
         Called in a thread of this class's.
     tell
@@ -91,6 +93,7 @@ class Leases:
         keys: bytes,
         memory: Store | None,
         gauge: Gauge,
+        steps: bool,
         ready: Callable[[Attached], None],
         tell: Callable[[Event], None],
     ) -> None:
@@ -101,7 +104,7 @@ class Leases:
         self._futures: dict[str, Future] = {}
         self._news: dict[str, SimpleQueue[object]] = {}
         self._channels: dict[str, Channel] = {}  # of workers that are not ready
-        self._gauge = gauge
+        self._gauge, self._steps = gauge, steps
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="dasktrain-attach")
         self._client.subscribe_topic(operation(run), self._announced)
 
@@ -156,7 +159,7 @@ class Leases:
             channel = self._channels[worker] = Channel(asyncio.run(self._connect(worker, deadline)))
             channel.receive(_rest(deadline))  # the lease has taken over
             channel = self._channels[worker] = offer(channel, self._memory, _rest(deadline))
-            channel.send(*encode_attach(task, *self._packed))
+            channel.send(*encode_attach(task, *self._packed, self._steps))
             domain = self._domain(worker, channel, deadline)
             staged, _ = channel.receive()  # its data is at hand, however long that takes
             meeting = Meeting(*staged["meeting"]) if "meeting" in staged else None

@@ -1,7 +1,7 @@
 """Connections that one thread serves together: whatever can be sent is sent, and none of them is waited for."""
 
 import selectors
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -87,6 +87,20 @@ class Lines:
                 self.went[number] = monotonic()
                 self._selector.modify(channel, READ | WRITE, number)
 
+    def silent(self, numbers: Iterable[int], began: float, patience: float) -> set[int]:
+        """Return from which of some lines nothing has come for so many seconds, and all to which nothing has gone.
+
+        The seconds count from `began` on, on the monotonic clock.
+        """
+        long_ago = monotonic() - patience
+        silent = {number for number in numbers if max(began, self.came.get(number, began)) < long_ago}
+        return silent | {number for number in self._sending if max(began, self.went[number]) < long_ago}
+
+    def idle(self, numbers: Iterable[int], seconds: float) -> set[int]:
+        """Return to which of some lines nothing goes, and has not for so many seconds."""
+        long_ago = monotonic() - seconds
+        return {number for number in set(numbers) - self._sending if self.went.get(number, 0.0) <= long_ago}
+
     def flush(self) -> None:
         """Send what can be at once, and take nothing; the end of a line is seen by whoever takes something."""
         for number in self.sending:
@@ -94,7 +108,6 @@ class Lines:
                 self._write(number, self._lines[number])
 
     def _write(self, number: int, channel: Channel) -> None:
-        self.went[number] = monotonic()
         if channel.flush():
             self._sending.discard(number)
             self._selector.modify(channel, READ, number)
@@ -115,6 +128,7 @@ class Lines:
     def _serve(self, number: int, channel: Channel, mask: int) -> Iterator[tuple[int, Message | None]]:
         try:
             if mask & WRITE:
+                self.went[number] = monotonic()
                 self._write(number, channel)
             if mask & READ:
                 self.came[number] = monotonic()

@@ -1,11 +1,12 @@
 """A worker's part in rounds that workers reduce among themselves: no link carries much more than the parameters.
 
 Parameters and sums take a way that is a function of who sums what, see :mod:`dasktrain.wire.routes`. If each owns some
-buckets, the driver sends it these of the parameters, and it passes them on to its peers; of the gradient each sends a
-bucket to its owner, which adds it up and sends the driver the sum: a scatter and all-gather, and a reduce-scatter and
-gather (Rabenseifner, 2004). Along the tree each sends what it has added to whoever adds the node above, and gets
-parameters from there: a pipelined reduction and broadcast (Träff, Ripke, 2008, https://doi.org/10.1002/cpe.1250,
-section 2). Of several workers on one host one takes part for all of them, see :mod:`dasktrain.wire.together`.
+buckets, it has these of the parameters from the driver, or steps them itself, see :mod:`dasktrain.wire.holding`, and
+passes them on to its peers; of the gradient each sends a bucket to its owner, which adds it up and sends the driver the
+sum: a scatter and all-gather, and a reduce-scatter and gather (Rabenseifner, 2004). Along the tree each sends what it
+has added to whoever adds the node above, and gets parameters from there: a pipelined reduction and broadcast (Träff,
+Ripke, 2008, https://doi.org/10.1002/cpe.1250, section 2). Of several workers on one host one takes part for all of
+them, see :mod:`dasktrain.wire.together`.
 
 Nobody waits without an end for a peer that is late or dies; whoever waits itself tells those that wait for it. Whoever
 lacks parameters tells the driver, and gets all of them. What has not come cannot rise, and the rest goes up as it is;
@@ -40,6 +41,7 @@ from dasktrain.messages import (
 )
 from dasktrain.reduce import Node, holds
 from dasktrain.wire.channel import Channel, Message
+from dasktrain.wire.holding import Holding
 from dasktrain.wire.lines import Lines
 from dasktrain.wire.routes import DRIVER, ByOwner, Routes, routes_along
 from dasktrain.wire.ways import Among
@@ -87,6 +89,7 @@ class Member:
         self._rising = Rising(stream.shards, self._risen)
         self._parameters = np.empty(stream.cut.numbers, dtype=stream.dtype)
         self._way, self._mesh, self._lines = Among("", 0, (), ()), "", Lines()
+        self._holding = Holding(lambda header: self._lines.post(DRIVER, header))
         self._routes: Routes = ByOwner((), stream.shards, stream.cut)
         self._missing: dict[int, set[int]] = {}  # of those that give parameters, offsets
         self._lacking: set[int] = set()  # those who keep parameters from coming here
@@ -96,6 +99,8 @@ class Member:
         self._nothing: set[Node] = set()  # of what is sent, whose sums are of nothing
         self._missed: set[int] = set()
         self._kept: list[tuple[int, Bucket]] = []  # what was sent to whom
+        self._who_waits: Callable[[], set[int]] = self._takers  # for this one
+        self._meanwhile, self._looked = nobody, 0.0  # what is called, and when others were told, on the monotonic clock
         self.patience = SILENCE
 
     def recut(self, stream: Stream) -> None:
@@ -110,11 +115,12 @@ class Member:
         `meanwhile` is called now and then while they come.
         """
         self._task, self._way, self._kept = task, self._known(way), []
-        self._whole = self._round_of(task)
+        self._whole = replace(task, start=0, stop=self._stream.shards)
         self._expect(task.kind == "train")
-        self._connect(meanwhile)
-        began = monotonic()
-        self._serve_while(lambda: bool(self._missing) and not self._lacking, self._missing, self._takers, meanwhile)
+        self._who_waits, self._meanwhile = (lambda: self._takers() | self._waiting()), meanwhile
+        self._connect()
+        began, self._who_waits = monotonic(), self._takers
+        self._serve_while(lambda: bool(self._missing) and not self._lacking, self._missing)
         if not self._missing:
             self.patience = max(SILENCE, monotonic() - began)
             return self._parameters
@@ -127,20 +133,14 @@ class Member:
         self._mesh = ""  # lines stay until others are met, so that what was sent arrives
         return None
 
-    def _connect(self, meanwhile: Callable[[], None]) -> None:
+    def _connect(self) -> None:
         """Have lines to the driver and to all neighbours that can be had; those that wait already are told."""
-
-        def wait_on() -> None:
-            self._sign({DRIVER, *self._takers(), *self._waiting()})
-            self._lines.flush()
-            meanwhile()
-
         neighbours = self._routes.neighbours(self._way.place)
         if self._mesh != self._way.mesh:
             self.close()
         self._lines.add(DRIVER, self._channel)
         if self._mesh != self._way.mesh:
-            self._meet(self._way, neighbours, self._lines, wait_on)
+            self._meet(self._way, neighbours, self._lines, self._wait_on)
             self._mesh = self._way.mesh
         for other in neighbours:
             if other not in self._lines:
@@ -155,9 +155,6 @@ class Member:
         if (way.mesh, way.place) != (self._way.mesh, self._way.place):
             raise WireError("Peers must be told before they reduce, however they were not; report this")
         return self._way
-
-    def _round_of(self, task: Task) -> Task:
-        return replace(task, start=0, stop=self._stream.shards)
 
     def _expect(self, sums: bool) -> None:
         """Await parameters, and `sums` if there are to be any."""
@@ -197,12 +194,12 @@ class Member:
                     self._nothing.add(node := (partial.start, partial.stop))
                     self._add_nothing(node)
             self._end(self._routes.own(self._way.place))
-        self._serve_while(lambda: bool(self._awaited), self._awaited.values(), self._waiting, meanwhile)
+        self._who_waits, self._meanwhile = self._waiting, meanwhile
+        self._serve_while(lambda: bool(self._awaited), self._awaited.values())
         for offset, node, values in self._rising.rest():
             self._lines.post(DRIVER, *encode_reply(Bucket(self._whole, *node, offset, values.copy())))
         self._lines.remove(DRIVER)
-        if self._missed:
-            self._mesh = ""
+        self._mesh = "" if self._missed else self._mesh
         return {MISSED: sorted(self._missed)}
 
     def send_again(self, task: Task, places: Iterable[int]) -> None:
@@ -217,6 +214,7 @@ class Member:
         """End the lines to all peers."""
         self._lines.close()
         self._mesh, self._lines = "", Lines()
+        self._holding.clear()
 
     # -- sums -----------------------------------------------------------------------------------------------------
 
@@ -226,7 +224,9 @@ class Member:
         if place == self._way.place:
             self._rising.add(bucket)
             return
-        if place != DRIVER:
+        if place == DRIVER:
+            self._holding.summed(bucket)
+        else:
             self._kept.append((place, bucket))
         self._lines.post(place, *encode_reply(bucket))
 
@@ -277,37 +277,29 @@ class Member:
         """Return who waits for sums of this one."""
         return set().union(*map(self._routes.adders, self._passed))
 
-    def _serve_while(
-        self,
-        pending: Callable[[], bool],
-        senders: Iterable[int],
-        waiting: Callable[[], Iterable[int]],
-        meanwhile: Callable[[], None],
-    ) -> None:
-        """Serve all lines while something is to come from some peers, for which others wait, or to go."""
-        began = looked = monotonic()
+    def _serve_while(self, pending: Callable[[], bool], senders: Iterable[int]) -> None:
+        """Serve all lines while something is to come from some peers, or to go."""
+        began = self._looked = monotonic()
         while pending() or self._lines.sending:
-            if (now := monotonic()) - looked >= LOOK:
-                looked = now
-                self._give_up(senders, began)
-                self._sign({DRIVER, *waiting()})
-                meanwhile()
+            before = monotonic()
             self.serve(LOOK)
+            if (now := monotonic()) - self._looked >= LOOK:
+                self._wait_on()
+                if now - before < 2 * LOOK:  # or what others sent meanwhile may lie here unread
+                    self._give_up(senders, began)
 
     def _give_up(self, senders: Iterable[int], began: float) -> None:
         """Wait no more for peers from which nothing comes, nor for those to which nothing goes."""
-        long_ago = monotonic() - self.patience
-        came, went = self._lines.came, self._lines.went
-        silent = {place for place in senders if max(began, came.get(place, began)) < long_ago}
-        stuck = {place for place in self._lines.sending if max(began, went[place]) < long_ago}
-        for place in (silent | stuck) - {DRIVER, self._way.place}:
+        for place in self._lines.silent(senders, began, self.patience) - {DRIVER, self._way.place}:
             self._lose(place)
 
-    def _sign(self, places: Iterable[int]) -> None:
-        """Have others wait on, to whom nothing has gone for a while."""
-        for place in set(places) - self._lines.sending:
-            if monotonic() - self._lines.went.get(place, 0.0) >= LOOK:
-                self._lines.post(place, encode_mark(WAITS, self._task))
+    def _wait_on(self) -> None:
+        """Have those wait on that wait for this one, if nothing has gone to them for a while."""
+        self._looked = monotonic()
+        for place in self._lines.idle({DRIVER, *self._who_waits()}, LOOK):
+            self._lines.post(place, encode_mark(WAITS, self._task))
+        self._lines.flush()
+        self._meanwhile()
 
     def _lose(self, place: int, lacking: Iterable[int] = ()) -> None:
         """Wait for nothing more from a peer, nor until all is sent to it; it may lack parameters of others itself."""
@@ -339,7 +331,13 @@ class Member:
     def _hear_driver(self, message: Message | None) -> None:
         if message is None:
             raise ConnectionResetError("the driver is gone")
-        self._keep_part(DRIVER, *message)
+        if "over" in message[0]:
+            self._lacking.add(self._way.place)
+            return
+        for part in self._holding.parts(*message):
+            self._keep_part(DRIVER, *part)
+        if monotonic() - self._looked >= LOOK:  # steps may take long
+            self._wait_on()
 
     def _hear(self, place: int, message: Message) -> None:
         """Take what a peer sends: parameters, sums, that these were all, or that it waits itself."""
@@ -354,7 +352,7 @@ class Member:
             self._lose(place, decode_places(header))
 
     def _hear_sum(self, place: int, reply: Reply) -> None:
-        if not isinstance(reply, Bucket) or self._round_of(reply.task) != self._whole:
+        if not isinstance(reply, Bucket) or replace(reply.task, start=0, stop=self._whole.stop) != self._whole:
             raise WireError(f"A peer must send sums of {self._whole}, however it sent {reply!r:.200}; report this")
         self._check(place, (reply.start, reply.stop))
         if self._routes.adder(reply.offset, (reply.start, reply.stop)) != self._way.place:

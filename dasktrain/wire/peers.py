@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 
 from dasktrain import cut
 from dasktrain.cut import Cut
-from dasktrain.messages import Answer, Bucket, Header, State, Task, Vector, encode_part
+from dasktrain.messages import Answer, Bucket, State, Task
 from dasktrain.reduce import Node
 from dasktrain.topology import AMONG, FEWEST, SLOW, USUAL, Links, Reduction
+from dasktrain.wire.channel import Message
+from dasktrain.wire.handout import Handout, over, values
 from dasktrain.wire.member import SILENCE
 from dasktrain.wire.parties import Ask
 from dasktrain.wire.rounds import Round
@@ -65,6 +67,9 @@ class Peers:
         self._mesh: Mesh | None = None
         self._round: Round | None = None
         self._complete: list[tuple[str, Answer]] = []
+        self._handout = Handout()
+        self._can_step = False  # whether owners can step states
+        self._steps = False  # whether they do in this round
 
     # -- who ------------------------------------------------------------------------------------------------------
 
@@ -75,6 +80,7 @@ class Peers:
     def forget(self, worker: str) -> list[Ask]:
         """Take note of a worker's end; return what is to be asked anew, since it had passed on what may be lost."""
         self._able.pop(worker, None)
+        self._handout.forget(worker)
         if self._mesh is not None and worker in self._mesh.peers:
             self._mesh = None  # whoever comes back knows nothing of it
         round = self._round
@@ -92,13 +98,18 @@ class Peers:
         """Return whether a worker might take part in the next round."""
         return self.reduction != "flat" and worker in self._able
 
+    @property
+    def may_step(self) -> bool:
+        """Whether workers may come to own parameters and to step them."""
+        return self._can_step and self.reduction in ("auto", "sharded")
+
     def choose(self, reduction: Reduction, state: State, shards: int, workers: Sequence[str]) -> None:
         """Reduce states like this one in some way from the next round on; so far there are these workers."""
         self.reduction, self._shards, self._workers = reduction, shards, workers
         can_share = not state.tables and state.parameters.nbytes >= state.buffers.nbytes
         self._size = state.parameters.nbytes if can_share else 0
         self._width = state.parameters.itemsize
-        self._numbers = len(state.parameters)
+        self._numbers, self._can_step = len(state.parameters), state.steps is not None
         self._cut_for(workers, SLOW)
 
     def settle(self) -> None:
@@ -131,7 +142,8 @@ class Peers:
         """Return what is known of some workers' links; one that nobody has measured carries any number of bytes."""
         rates = [rate for rate in list(self._able.values()) if rate is not None]  # a copy: others' threads ask, too
         rate = median(rates) if rates else inf
-        return Links(len(workers), _hosts_of(workers), self._shards, self._size, self._width * self.bucket, rate)
+        bucket = self._width * self.bucket
+        return Links(len(workers), _hosts_of(workers), self._shards, self._size, bucket, rate, self._can_step)
 
     def ways(self, asks: Sequence[Ask], together: Mapping[str, Way]) -> dict[str, Way]:
         """Begin a round; return how it is reduced by those that do so among themselves.
@@ -140,8 +152,10 @@ class Peers:
         """
         if asks and asks[0][1].epoch != self._epoch:
             self._epoch, self._alone = asks[0][1].epoch, set()
+            self._handout.begin_epoch()
         tasks = self._one_of_each_host(asks, together)
-        best = self._links(tasks).best(self.reduction)
+        links = self._links(tasks)
+        best = links.best(self.reduction)
         if best == "flat":
             return {}
         wholes = tuple(whole(task, together.get(worker)) for worker, task in tasks.items())
@@ -150,19 +164,31 @@ class Peers:
         mesh = self._mesh
         assert mesh is not None
         self._round = Round(tasks, mesh.routes)
+        self._steps = best == "sharded" and links.owners_step and mesh.routes.tops == {(0, self._shards)}
         ways = {
             worker: Among(mesh.name, place, mesh.peers, wholes, best, is_new) for place, worker in enumerate(mesh.peers)
         }
         return {worker: with_peers(together.get(worker), way) for worker, way in ways.items()}
 
-    def parts(self, way: Way, parameters: Vector) -> Iterator[tuple[Header, list[Vector]]]:
+    def parts(self, way: Way, state: State) -> Iterator[Message]:
         """Yield messages with those parameters that a worker among peers gets from the driver, if it is one."""
         peers = among(way)
-        if peers is not None:
-            assert self._round is not None
-            routes, whole = self._round.routes, self._round.whole
-            for offset in routes.given(peers.place):
-                yield encode_part(whole, offset, parameters[routes.cut.place(offset)])
+        if peers is None:
+            return
+        assert self._round is not None
+        routes, whole = self._round.routes, self._round.whole
+        worker, offsets = peers.peers[peers.place], routes.given(peers.place)
+        told = state if self._steps else replace(state, steps=None)
+        yield from self._handout.parts(worker, peers.mesh, whole, routes.cut, offsets, told)
+
+    def unlike(self, worker: str, task: Task, offsets: Collection[int], state: State | None) -> Iterator[Message]:
+        """Take note that owned buckets have not become what they should; yield them, or that they are gone."""
+        self._handout.unlike(worker)
+        round = self._round
+        if round is not None and state is not None and round.whole == task:
+            yield from values(task, round.routes.cut, offsets, state)
+        else:
+            yield from over(task, offsets)
 
     def _meet(self, peers: tuple[str, ...], reduction: Reduction, runs: list[Node], sums: bool) -> bool:
         """Have peers know each other that compute some runs of shards; return whether they are to be told of that.

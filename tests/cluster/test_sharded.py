@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from distributed.security import Security
 from torch import nn
 
 import dasktrain as dt
-from dasktrain import buckets
+from dasktrain import buckets, topology
 from dasktrain.errors import BadInput
-from dasktrain.messages import Bucket, Header, Vector
+from dasktrain.messages import Bucket, Header, Task, Vector
+from dasktrain.observe import Run
 from dasktrain.reduce import Node
 from dasktrain.strategies import Strategy
 from dasktrain.topology import AMONG, Reduction
 from dasktrain.wire import bandwidth
 from dasktrain.wire.channel import Channel, Message
+from dasktrain.wire.handout import Handout
 from tests.cluster.test_shared_memory import pids
 from tests.cluster.test_together import PROBLEM, ROUNDS, made
 from tests.leftovers import assert_left
@@ -135,6 +138,23 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dasktrain.coordinator.GRACE", 60.0)
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, str]]:
+    """Count what owners are given in each round, however quick links are: steps, values to step, or values alone."""
+    seen, parts = Counter[tuple[str, int, str]](), Handout.parts
+
+    def noted(handout: Handout, worker: str, mesh: str, task: Task, *given: Any) -> Iterator[Message]:
+        for header, arrays in parts(handout, worker, mesh, task, *given):
+            kind = next(kind for kind in ("stepped", "made", "pieces", "part") if kind in header)
+            seen[task.kind, task.round, kind] += 1
+            yield header, arrays
+
+    monkeypatch.setattr(Handout, "parts", noted)
+    monkeypatch.setattr(topology, "CHECKED", inf)
+    monkeypatch.setattr(topology, "STEPPED", inf)
+    return seen
+
+
 @pytest.fixture(scope="module")
 def wanted() -> str:
     return fit(dt.LocalWire(), made(), reduction="sharded").digest
@@ -158,6 +178,45 @@ def test_how_far_shards_have_come_by_themselves_is_added_likewise(
     came.clear()
     assert fit(remote, made(), strategy=dt.LocalSGD(steps=2), reduction=reduction).digest == alone
     assert once_each(came, ROUNDS // 2)
+
+
+def test_owners_step_what_they_own(
+    remote: Client, came: Counter[tuple[Node, int]], told: Counter[tuple[str, int, str]]
+) -> None:
+    """Between a round and validation, and from there to the next epoch, each has what it had."""
+    given: dict[str, Any] = {"max_rounds": None, "epochs": 2, "validation": PROBLEM.data}
+    digest = fit(dt.LocalWire(), made(), **given).digest
+    came.clear()
+    result = fit(remote, made(), reduction="sharded", **given)
+    assert result.digest == digest
+    rounds, buckets = len(result.history.rounds) // 2, len({offset for _, offset in came})
+    assert rounds > 1
+    assert set(came.values()) == {2 * rounds}
+    wanted = Counter({("train", 0, "part"): buckets, ("train", 1, "pieces"): buckets})
+    for kind, place in [*(("train", place) for place in range(2, rounds)), ("evaluate", rounds - 1)]:
+        wanted += Counter({(kind, place, "stepped"): WORKERS, (kind, place, "made"): buckets})
+    wanted += Counter({("train", 0, "made"): buckets})  # of the second epoch
+    for kind, place in [*(("train", place) for place in range(1, rounds)), ("evaluate", rounds - 1)]:
+        wanted += Counter({(kind, place, "stepped"): WORKERS, (kind, place, "made"): buckets})
+    assert told == wanted
+
+
+class Shift(dt.Observer):
+    """Changes parameters now and then, where nobody sees it."""
+
+    def start(self, run: Run) -> None:
+        self._run = run
+
+    def round(self, record: dict[str, Any]) -> None:
+        if record["round"] in (2, 4):
+            assert self._run.state is not None
+            next(iter(self._run.state.module.parameters())).data += 0.125
+
+
+def test_observers_may_change_parameters_between_steps(remote: Client, told: Counter[tuple[str, int, str]]) -> None:
+    assert fit(remote, made(), Shift(), reduction="sharded").digest == fit(dt.LocalWire(), made(), Shift()).digest
+    assert told["train", 2, "stepped"] == told["train", 3, "stepped"] == WORKERS
+    assert told["train", 4, "stepped"] < WORKERS, "whose buckets became something else are given values"
 
 
 def test_flat_sends_all_of_them_to_the_driver(remote: Client, wanted: str, came: Counter[tuple[Node, int]]) -> None:
@@ -223,7 +282,12 @@ def test_validation_is_the_same(remote: Client) -> None:
 @pytest.mark.parametrize("reduction", AMONG)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
 def test_one_that_is_struck_in_a_round_changes_no_bit(
-    remote: Client, wanted: str, tmp_path: Path, number: signal.Signals, reduction: Reduction
+    remote: Client,
+    wanted: str,
+    tmp_path: Path,
+    number: signal.Signals,
+    reduction: Reduction,
+    told: Counter[tuple[str, int, str]],
 ) -> None:
     """Along a tree over four shards the second adds the first half, or all."""
     once, struck = Once(tmp_path), pids(remote)[1]
@@ -233,6 +297,7 @@ def test_one_that_is_struck_in_a_round_changes_no_bit(
         with suppress(ProcessLookupError):  # it was killed
             os.kill(struck, signal.SIGCONT)
     assert not once(), "nobody was struck"
+    assert sum(told[kind] for kind in told if "stepped" in kind) >= WORKERS * (reduction == "sharded")
 
 
 def test_peers_meet_by_tls_on_a_cluster_that_has_it(wanted: str, came: Counter[tuple[Node, int]]) -> None:

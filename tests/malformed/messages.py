@@ -4,7 +4,7 @@ import json
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from random import Random
 from typing import Any
@@ -28,13 +28,16 @@ from dasktrain.messages import (
     decode_places,
     decode_reply,
     encode_ask,
+    encode_attach,
     encode_mark,
     encode_part,
     encode_reply,
 )
 from dasktrain.relay import Relay, Replay
+from dasktrain.steps import Mean, Piece, Step
 from dasktrain.touched import Touched
 from dasktrain.wire.channel import Channel
+from dasktrain.wire.handout import decode_pieces, decode_step, encode_pieces, encode_step
 from dasktrain.wire.shared import SharedChannel, Store, accept
 from dasktrain.wire.tables import Changes, Copy
 from dasktrain.wire.ways import Among, Joint, Via, decode_way, encode_way
@@ -49,6 +52,8 @@ ROWS = Touched(np.array([1, 5]), NUMBERS[:4].reshape(2, 2))
 PARTIALS = (Partial(2, 3, NUMBERS, None, (ROWS,)), Partial(3, 5, NUMBERS, NUMBERS.astype(np.float64)))
 Message = tuple[dict[str, Any], Sequence[Any]]
 SHARDED = Among("name", 1, ("tcp://a", "tcp://b"), (replace(TASK, start=0, stop=2), TASK))
+STEP = Step("AdamW", ({"lr": 0.1, "betas": (0.9, 0.999), "fused": True},), Mean(32.0, 1.0, (0, 1)))
+PIECE = Piece(1, 0, slice(0, 6), 3, 0, {"step": 3.0, "exp_avg": NUMBERS, "momentum_buffer": None})
 UPDATED = State(NUMBERS, np.arange(9, dtype=np.uint8), (Table(2, rows=2, width=2, changed=np.array([1])),))
 
 
@@ -79,7 +84,9 @@ MESSAGES: tuple[tuple[Callable[..., Any], Message], ...] = (
     (lambda header, _: decode_mark(header), (encode_mark("comes", TASK), [])),
     (lambda header, _: (decode_mark(header), decode_places(header)), (encode_mark("lacks", TASK, (1, 2)), [])),
     (decode_part, encode_part(TASK, 7, NUMBERS)),
-    (decode_attach, ({"stage": asdict(TASK)}, [b"replica", b"keys"])),
+    (lambda header, _: decode_step(header), (encode_step(STEP), [])),
+    (lambda header, frames: decode_pieces({"dtype": "float32"} | header, frames), encode_pieces([PIECE])),
+    (decode_attach, encode_attach(TASK, b"replica", b"keys", steps=True)),
     (decode_reply, encode_reply(Answer(TASK, PARTIALS, 0.5))),
     (decode_reply, encode_reply(Bucket(TASK, 2, 4, 7, NUMBERS))),
     (decode_reply, encode_reply(Failure("ReplicaError", "no", "Traceback", TASK))),

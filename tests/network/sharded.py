@@ -2,6 +2,7 @@
 
 import json
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from distributed import Client
 
 import dasktrain as dt
+from dasktrain import topology
 from tests.network.together import PATIENCE, fit
 
 
@@ -24,12 +26,12 @@ class Meter(dt.Observer):
 
 
 def main(scheduler: str, workers: str) -> None:
-    """Train both ways, and print digests, and the bytes received and sent in each round of both."""
+    """Train each way, and print digests, and the bytes received and sent in each round: owners step in the second."""
     digests, carried = [fit(dt.LocalWire(), Meter())], []
     with Client(scheduler, timeout=PATIENCE, set_as_default=False) as client:
         client.wait_for_workers(int(workers), timeout=PATIENCE)
-        for reduction in ("sharded", "flat"):
-            meter = Meter()
+        for reduction, checked in (("sharded", 1.0), ("sharded", inf), ("flat", inf)):
+            meter, topology.CHECKED, topology.STEPPED = Meter(), checked, inf
             digests.append(fit(client, meter, reduction=reduction))
             carried.append(np.diff(meter.read, axis=0).tolist())
     print(json.dumps({"digests": digests, "carried": carried}), flush=True)

@@ -1,4 +1,7 @@
-"""Hosts that reduce among themselves: the driver's link carries parameters and a gradient once, not for each host."""
+"""Hosts that reduce among themselves: the driver's link carries parameters and a gradient once, not for each host.
+
+Where they step, it carries a gradient alone.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,8 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_parameters_and_gradient_cross_the_drivers_link_once(tmp_path: Path, workers: Sequence[str]) -> None:
     found = said("tests.network.sharded", workers, tmp_path)
     assert len(set(found["digests"])) == 1
-    for direction in (0, 1):
-        sharded, flat = (min(numbers[direction] for numbers in rounds) for rounds in found["carried"])
-        assert sharded / flat == pytest.approx(1 / len(set(workers)), abs=0.03)
+    share = 1 / len(set(workers))
+    for direction, told in ((0, share), (1, 0.0)):
+        given, stepped, flat = (min(numbers[direction] for numbers in rounds) for rounds in found["carried"])
+        assert given / flat == pytest.approx(share, abs=0.03)
+        assert stepped / flat == pytest.approx(told, abs=0.03)
