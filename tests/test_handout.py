@@ -15,6 +15,7 @@ from dasktrain.steps import Mean, Step
 from dasktrain.wire import holding
 from dasktrain.wire.handout import Handout
 from dasktrain.wire.holding import UNLIKE, Holding
+from dasktrain.wire.lease import _aside
 from tests.test_owned import MAKERS, Model, Training
 
 TASK = Task("r", "train", 0, 0, 0, 8)
@@ -227,3 +228,10 @@ def test_whoever_leaves_its_peers_owns_nothing_more(owner: Owner) -> None:
     owner.holding.clear()
     owner.ask()
     assert [decode_places(told) for told in owner.told] == [{0}, {20}]
+
+
+def test_steps_of_a_round_that_was_given_up_are_passed_over(owner: Owner) -> None:
+    owner.step()
+    (header, _), *parts = owner.messages()
+    assert "stepped" in header
+    assert all(_aside(None, None, told) for told in (header, *(part for part, _ in parts)))  # type: ignore[arg-type]

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+import dasktrain as dt
 from dasktrain.cut import Cut
 from dasktrain.errors import WireError
-from dasktrain.messages import State, Vector
+from dasktrain.messages import Partial, State, Vector
 from dasktrain.optimizers import Optimizers
 from dasktrain.owned import OPTIMIZERS, Owned, fingerprint, get_ready
 from dasktrain.state import TrainState
 from dasktrain.steps import TOGETHER, Mean, Step
+from dasktrain.strategies import Sums
 from dasktrain.wire.handout import decode_pieces, decode_step, encode_pieces, encode_step
 
 MAKERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -330,3 +332,22 @@ def test_a_piece_that_makes_no_sense_is_refused(piece: list[Any], arrays: list[b
 
 def test_each_optimizer_that_owners_know_is_fused() -> None:
     assert set(OPTIMIZERS) == {"SGD", "Adam", "AdamW", "Adagrad"}
+
+
+# -- strategies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [dt.GradientAveraging(), dt.GradientAveraging(clip_norm=0.01), dt.LocalSGD(2)])
+def test_what_a_strategy_makes_of_a_sum_is_told(strategy: Any) -> None:
+    state, cut = TrainState(Model([30, 20, 7]), MAKERS["Nesterov"]), Cut(57, 10)
+    owned, sums = handed(state.message(), cut, cut.offsets), Sums({}, parameters=3, buffers=0)
+    for round in range(3):
+        scalars = np.zeros(sums.layout.size)
+        view = sums.layout.views(scalars)
+        view["weight"][:], view["rows"][...], view["used"][:] = 24.0, 24.0, (4, 0, round)
+        total = np.random.default_rng(round).standard_normal(57).astype(np.float32)
+        totals = {offset: total[cut.place(offset)].copy() for offset in cut.offsets}
+        strategy.apply(state, Partial(0, 4, total, scalars), sums)
+        owned.step(told(state.message()), totals)
+        found = np.concatenate([owned.values(offset) for offset in cut.offsets])
+        assert found.tobytes() == state.message().parameters.tobytes()

@@ -712,3 +712,6 @@ def test_owners_step_where_all_is_summed_by_peers_and_that_is_quicker() -> None:
     assert known(state=state).may_step
     assert not known(state=state, reduction="tree").may_step
     assert not known().may_step
+    alone = Peers()
+    alone.choose("auto", state, 8, TWINS[1:])
+    assert not alone.may_step, "all are on one host"

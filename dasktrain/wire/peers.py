@@ -100,8 +100,8 @@ class Peers:
 
     @property
     def may_step(self) -> bool:
-        """Whether workers may come to own parameters and to step them."""
-        return self._can_step and self.reduction in ("auto", "sharded")
+        """Whether workers may come to own parameters and to step them, as far as they are there from the beginning."""
+        return self._can_step and self.reduction in ("auto", "sharded") and self._links(self._workers).can_share
 
     def choose(self, reduction: Reduction, state: State, shards: int, workers: Sequence[str]) -> None:
         """Reduce states like this one in some way from the next round on; so far there are these workers."""
