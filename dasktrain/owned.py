@@ -1,7 +1,7 @@
 """On a worker: buckets of the parameters that it owns and steps as the driver does, with their optimizer's state."""
 
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,6 @@ class Owned:
         """Forget a bucket, if it is here."""
         self._values.pop(offset, None)
         self._parts.pop(offset, None)
-
-    def retain(self, offsets: Collection[int]) -> None:
-        """Forget all buckets but some."""
-        for offset in self._values.keys() - set(offsets):
-            self.drop(offset)
 
     def values(self, offset: int) -> Vector:
         """Return a bucket, good until the next step."""

@@ -152,13 +152,6 @@ def test_buckets_are_stepped_one_by_one_as_well() -> None:
     assert np.concatenate([owned.values(0), owned.values(10)]).tobytes() == state.message().parameters.tobytes()
 
 
-def test_what_is_not_retained_is_forgotten() -> None:
-    state = TrainState(Model([20]), MAKERS["SGD"])
-    owned = handed(state.message(), Cut(20, 10), [0, 10])
-    owned.retain({0})
-    assert (0 in owned, 10 in owned) == (True, False)
-
-
 def test_what_owns_nothing_that_is_stepped_steps_nothing() -> None:
     Owned().step(Step("SGD", ({},), Mean(1.0, 1.0, ())), {})
 

@@ -45,7 +45,6 @@ class Holding:
         if "stepped" in header:
             self._step = decode_step(header)
             self._due, self._sums = self._sums, {}
-            self._owned.retain(self._due)
             return
         task, offset, values = decode_part(header, frames[:1])
         if "made" in header:
@@ -57,7 +56,6 @@ class Holding:
                 self._owned.drop(offset)
                 self._tell(encode_mark(UNLIKE, task, [offset]))
             return
-        self._sums.pop(offset, None)
         self._owned.drop(offset)
         if "pieces" in header:
             self._owned.put(offset, values, decode_pieces(header, frames[1:]))
