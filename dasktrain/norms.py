@@ -19,15 +19,12 @@ def canonical_norm(*parts: Tensor) -> float:
     return math.sqrt(math.fsum(squares))
 
 
-def clip(most: float, *parts: Tensor) -> float:
-    """Scale a gradient in parts down to a norm, unless it is shorter; return the norm it had."""
+def clip(most: float, *parts: Tensor) -> tuple[float, float]:
+    """Scale a gradient in parts down to a norm, unless it is shorter; return the norm it had, and what by."""
     norm = canonical_norm(*parts)
-    if norm > most:
-        for part in parts:
-            part.mul_(shrinking(most, norm))
-    return norm
-
-
-def shrinking(most: float, norm: float) -> float:
-    """Return what to multiply a gradient of some norm with so that it is no longer than that."""
-    return most / norm if norm > most else 1.0
+    if not norm > most:
+        return norm, 1.0
+    factor = most / norm
+    for part in parts:
+        part.mul_(factor)
+    return norm, factor

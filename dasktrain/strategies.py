@@ -14,7 +14,7 @@ from dasktrain.errors import BadInput, NonFinite
 from dasktrain.inner import Inner, Stepping
 from dasktrain.messages import Partial
 from dasktrain.metrics import Metric, figures_of
-from dasktrain.norms import clip, shrinking
+from dasktrain.norms import clip
 from dasktrain.optimizers import MakeOptimizer
 from dasktrain.sparse import as_gradient
 from dasktrain.state import TrainState
@@ -231,12 +231,12 @@ def step_by_mean(state: TrainState, total: Partial, sums: Sums, clip_norm: float
     view = sums.layout.views(total.sums)
     gradient = torch.from_numpy(total.vector if total.vector.flags.writeable else total.vector.copy())
     values = [torch.tensor(each.values) for each in total.touched]
-    divisor, factor, figures = float(view["weight"].sum()), 1.0, {}
+    divisor, factor = float(view["weight"].sum()), 1.0
+    figures: dict[str, float] = {}
     for part in (gradient, *values):
         part.div_(divisor)
     if clip_norm is not None:
-        figures["gradient_norm"] = norm = clip(clip_norm, gradient, *values)
-        factor = shrinking(clip_norm, norm)
+        figures["gradient_norm"], factor = clip(clip_norm, gradient, *values)
     parameters = state.parameters
     rows = zip(total.touched, values, parameters.tables.values(), strict=True)
     sparse = [as_gradient(each.rows, part, table.shape) for each, part, table in rows]

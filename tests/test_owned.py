@@ -18,7 +18,7 @@ from dasktrain.cut import Cut
 from dasktrain.errors import WireError
 from dasktrain.messages import Partial, State, Vector
 from dasktrain.optimizers import Optimizers
-from dasktrain.owned import OPTIMIZERS, Owned, fingerprint, get_ready
+from dasktrain.owned import Owned, fingerprint, get_ready
 from dasktrain.state import TrainState
 from dasktrain.steps import TOGETHER, Mean, Step
 from dasktrain.strategies import Sums
@@ -321,10 +321,6 @@ def test_a_piece_that_makes_no_sense_is_refused(piece: list[Any], arrays: list[b
     assert decode_pieces({"pieces": [PIECE], "dtype": "float32"}, [ARRAY])[0].kept["step"] == 1.0
     with pytest.raises(WireError):
         decode_pieces({"pieces": [piece], "dtype": "float32"}, arrays)
-
-
-def test_each_optimizer_that_owners_know_is_fused() -> None:
-    assert set(OPTIMIZERS) == {"SGD", "Adam", "AdamW", "Adagrad"}
 
 
 # -- strategies -------------------------------------------------------------------------------------------------------

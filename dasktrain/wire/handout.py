@@ -48,7 +48,7 @@ class Handout:
         self, worker: str, mesh: str, task: Task, cut: Cut, offsets: Collection[int], state: State
     ) -> Iterator[Message]:
         """Yield what an owner is given of some buckets of a state, of whose steps it is told if that has any."""
-        owner, step = self._next(worker, mesh, cut, state.steps), None
+        owner = self._next(worker, mesh, cut, state.steps)
         known, self._owners[worker] = self._owners.get(worker), owner
         if state.steps is None or owner.steps is None or known is None:
             yield from values(task, cut, offsets, state)
@@ -57,8 +57,10 @@ class Handout:
                 told, kept = encode_pieces(state.steps.pieces(cut.place(offset)))
                 yield header | told, [*arrays, *kept]
         else:
-            if owner.steps != known.steps and offsets and (step := state.steps.latest()) is not None:
-                yield encode_step(step), []
+            if owner.steps != known.steps and offsets:
+                latest = state.steps.latest()
+                assert latest is not None  # or it would own nothing
+                yield encode_step(latest), []
             for header, (part,) in values(task, cut, offsets, state):
                 yield header | {"made": fingerprint(part)}, [part[:0]]
 

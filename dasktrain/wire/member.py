@@ -199,7 +199,8 @@ class Member:
         for offset, node, values in self._rising.rest():
             self._lines.post(DRIVER, *encode_reply(Bucket(self._whole, *node, offset, values.copy())))
         self._lines.remove(DRIVER)
-        self._mesh = "" if self._missed else self._mesh
+        if self._missed:
+            self._mesh = ""
         return {MISSED: sorted(self._missed)}
 
     def send_again(self, task: Task, places: Iterable[int]) -> None:
