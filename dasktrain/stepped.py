@@ -27,6 +27,11 @@ class Stepped:
         Of the parameters.
     parameters
         Some of which it steps.
+
+    Attributes
+    ----------
+    can_be_told : bool
+        Whether others can take such steps, as far as that is known before the first.
     """
 
     def __init__(self, optimizer: Optimizer, parameters: FlatParameters) -> None:
@@ -35,20 +40,16 @@ class Stepped:
         self._mean: Mean | None = None
         self._groups: list[dict[str, Any]] = []
         self._places = list(parameters.layout.places.items())
-        self._is_known = (
+        self.can_be_told = (
             type(optimizer) in FUSED
             and not parameters.tables
             and all(part.dtype == parameters.vector.dtype for part in parameters.parameters.values())
+            and all(group.get("fused") and _is_plain(group) for group in optimizer.param_groups)
         )
         self._starts = [place.start for _, place in self._places]
         self._group_of = {
             id(part): number for number, group in enumerate(optimizer.param_groups) for part in group["params"]
         }
-
-    @property
-    def can_be_told(self) -> bool:
-        """Whether others can take such steps."""
-        return self._is_known and all(group.get("fused") and _is_plain(group) for group in self._optimizer.param_groups)
 
     def note(self, mean: Mean | None) -> None:
         """Take note that parameters are stepped now; None: that they change in a way that nobody else can."""

@@ -211,9 +211,10 @@ def test_tables_cannot() -> None:
 
 
 def test_a_group_with_something_that_is_no_number_cannot() -> None:
-    state = TrainState(Model([3]), MAKERS["SGD"])
-    state.optimizer.param_groups[0]["note"] = object()
-    assert state.message().steps is None
+    def noted(module: nn.Module) -> list[dict[str, Any]]:
+        return [{"params": list(module.parameters()), "note": object()}]
+
+    assert TrainState(Model([3]), MAKERS["SGD"], groups=noted).message().steps is None
 
 
 def test_what_a_group_gets_later_that_is_no_number_cannot_be_told() -> None:
